@@ -1,0 +1,1 @@
+"""How sure an answer is: signals read for free, and the calibration that turns them into odds."""

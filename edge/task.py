@@ -1,0 +1,224 @@
+"""Tasks, pools and packs as data: the pydantic models behind a pack file.
+
+Every model is frozen and refuses unknown keys. Nothing here reads a file; ``edge.pack`` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from edge.types import Kind, SamplingParams
+
+AllowCloud = Literal["never", "redacted", "raw"]
+Below = Literal["escalate", "defer", "abstain"]
+Period = Literal["day", "week", "month", "total"]
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
+_FIELD = re.compile(r"\{(text|text_spaced)\}")
+_DROPPED = re.compile(r'["\\{}\x00-\x1f\x7f]')
+_MARK = re.compile(r"([^\w\s])")
+_MICRO = 1_000_000
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TaskBudget(_Model):
+    """What one task may use. ``max_model_calls`` counts local and cloud calls together."""
+
+    max_model_calls: int = Field(default=2, ge=1, le=16)
+    max_input_tokens: int = Field(default=256, ge=1)
+    max_output_tokens: int = Field(default=128, ge=1)
+
+
+class Routing(_Model):
+    """When a local answer is kept and what happens otherwise.
+
+    ``keep_above`` is compared with the calibrated confidence; answers without one are kept when
+    they are valid, unless ``keep_uncalibrated`` is false.
+    """
+
+    keep_above: float = Field(default=0.7, ge=0.0, le=1.0)
+    below: Below = "escalate"
+    keep_uncalibrated: bool = True
+    pool: str = "default"
+
+
+class Privacy(_Model):
+    """Whether the text of a task may leave the device; ``redacted`` needs a redactor."""
+
+    allow_cloud: AllowCloud = "never"
+
+
+class Budget(_Model):
+    """The hard cap on cloud spending in one period."""
+
+    cap_usd: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
+    period: Period = "month"
+
+    @property
+    def cap_microusd(self) -> int:
+        """The cap in millionths of a dollar."""
+        return int(self.cap_usd * _MICRO)
+
+
+class Price(_Model):
+    """Dollars per million tokens, as providers quote them."""
+
+    input_usd_per_mtok: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
+    output_usd_per_mtok: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
+
+
+class PoolSpec(_Model):
+    """One OpenAI-compatible endpoint; ``base_url`` ends before ``/chat/completions``."""
+
+    base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    model: str = Field(min_length=1)
+    api_key_env: str | None = None
+    price: Price
+    timeout_s: float = Field(default=20.0, gt=0, le=600)
+    retries: Literal[0, 1] = 1
+    breaker_failures: int = Field(default=5, ge=1)
+    breaker_cooldown_s: float = Field(default=30.0, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of prompt text; only the template's own (``trusted``) may hold special tokens."""
+
+    text: str
+    trusted: bool
+
+
+def spaced(text: str) -> str:
+    """Return ``text`` in lower case with a space before every word and every mark.
+
+    Quotes, backslashes, braces and control characters become spaces, so the result can stand in a
+    JSON string as it is. A word then has the same tokens wherever it stands, which makes copying
+    easy for a small model; grounding gives the original characters back.
+    """
+    words = _MARK.sub(r" \1 ", _DROPPED.sub(" ", text.lower())).split()
+    return "".join(f" {word}" for word in words)
+
+
+class Prompt(_Model):
+    """A versioned template with the fields ``{text}`` and ``{text_spaced}`` (see ``spaced``).
+
+    The text that fills a field is never parsed for special tokens, so an input that spells one
+    out stays plain text.
+    """
+
+    version: int = Field(ge=1)
+    template: str = Field(min_length=1)
+    add_bos: bool = True
+    system: str = ""
+
+    @field_validator("template")
+    @classmethod
+    def _known_fields(cls, template: str) -> str:
+        if not _FIELD.search(template):
+            raise ValueError("must hold {text} or {text_spaced}")
+        return template
+
+    @property
+    def digest(self) -> str:
+        """sha256 over version and wording: part of a calibration's key."""
+        body = f"{self.version}\0{self.add_bos}\0{self.system}\0{self.template}"
+        return hashlib.sha256(body.encode()).hexdigest()
+
+    def render(self, text: str) -> list[Segment]:
+        """Return the prompt as segments, the filled-in ones untrusted."""
+        values = {"text": text, "text_spaced": spaced(text)}
+        parts = _FIELD.split(self.template)
+        return [
+            Segment(values[part], trusted=False) if index % 2 else Segment(part, trusted=True)
+            for index, part in enumerate(parts)
+            if part
+        ]
+
+
+class TaskInput(_Model):
+    """Limits on the text of one call."""
+
+    max_chars: int = Field(default=20_000, ge=1)
+
+
+class TaskSpec(_Model):
+    """One kind of work, named in a pack.
+
+    Attributes:
+        kind: what it produces.
+        model: the local model's name; ``None`` sends every call up or into the queue.
+        prompt: name of an entry in the pack's ``prompts`` (extract and generate).
+        output_schema: JSON Schema of the answer (extract).
+        cloud_prompt: instruction for the pool; a plain one is made from the schema without it.
+        stop: strings that end a generation.
+        ground: extracted strings must occur in the input and take its exact characters.
+        samples: example inputs for the demo.
+
+    """
+
+    kind: Kind
+    description: str = ""
+    model: str | None = None
+    prompt: str | None = None
+    output_schema: dict[str, Any] | None = None
+    cloud_prompt: str = ""
+    stop: tuple[str, ...] = ()
+    ground: bool = False
+    input: TaskInput = TaskInput()
+    sampling: SamplingParams = SamplingParams()
+    budget: TaskBudget = TaskBudget()
+    routing: Routing = Routing()
+    privacy: Privacy = Privacy()
+    samples: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> TaskSpec:
+        needs_prompt = self.kind in {Kind.EXTRACT, Kind.GENERATE} and self.model is not None
+        if needs_prompt and self.prompt is None:
+            raise ValueError(f"a task of kind {self.kind} with a local model needs a prompt")
+        if self.kind is Kind.EXTRACT and self.output_schema is None:
+            raise ValueError("a task of kind extract needs an output_schema")
+        return self
+
+
+class LocalModel(_Model):
+    """A model beside the shipped ones: the folder that holds its ``manifest.json``."""
+
+    folder: str
+
+
+class Pack(_Model):
+    """A named set of tasks with everything they refer to."""
+
+    name: str = Field(pattern=_NAME)
+    version: int = Field(ge=1)
+    description: str = ""
+    budget: Budget | None = None
+    models: dict[str, LocalModel] = {}
+    pools: dict[str, PoolSpec] = {}
+    prompts: dict[str, Prompt] = {}
+    tasks: dict[str, TaskSpec]
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: dict[str, TaskSpec]) -> dict[str, TaskSpec]:
+        for name in tasks:
+            if not re.match(_NAME, name):
+                raise ValueError(f"task name {name!r} must match {_NAME}")
+        return tasks
+
+    @model_validator(mode="after")
+    def _references(self) -> Pack:
+        for name, task in self.tasks.items():
+            if task.prompt is not None and task.prompt not in self.prompts:
+                raise ValueError(f"task {name} names the unknown prompt {task.prompt!r}")
+        return self
