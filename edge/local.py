@@ -293,9 +293,7 @@ def _parsed(answer: str, source: str, *, ground: bool) -> tuple[Json, Sequence[s
     return ground_object(value, source, skip=_NOT_GROUNDED)
 
 
-def _problem(
-    generation: Generation, value: Json, missing: Sequence[str], kind: Kind
-) -> str | None:
+def _problem(generation: Generation, value: Json, missing: Sequence[str], kind: Kind) -> str | None:
     if generation.finish == "length":
         return "the answer did not end within max_output_tokens"
     if kind is Kind.EXTRACT and value is None:

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Work done beside the running product: training heads and measuring them."""

@@ -1,1 +1,6 @@
-"""See the modules of this package."""
+"""Drawing tokens: the compiled sampler and its plain numpy specification."""
+
+from edge._native.sampling import Sampler
+from edge.sampling.reference import ReferenceSampler
+
+__all__ = ["ReferenceSampler", "Sampler"]

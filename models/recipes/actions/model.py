@@ -100,7 +100,9 @@ class Actions(nn.Module):
         """Return the mean cross-entropy of the tokens that ``answer`` (bool, same shape) marks."""
         states = self.hidden(tokens[:, :-1])[answer[:, 1:]]
         logits = functional.linear(states, self.token_embd.weight).float()
-        return functional.cross_entropy(logits, tokens[:, 1:][answer[:, 1:]], label_smoothing=smoothing)
+        return functional.cross_entropy(
+            logits, tokens[:, 1:][answer[:, 1:]], label_smoothing=smoothing
+        )
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits after each token, ``[batch, length, vocab]``."""

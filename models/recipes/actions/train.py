@@ -41,6 +41,7 @@ from edge.task import spaced
 
 DRAFT_SHARE = 0.07
 EMA_DECAY = 0.998
+MATRIX = 2  # dimensions of a weight that decays
 
 
 @dataclass
@@ -148,7 +149,7 @@ def exact_match(model: Actions, encoder: Encoder, examples: list[Example]) -> di
     return {"intent": intent / len(examples), "exact_match": right / len(examples)}
 
 
-def greedy(model: Actions, heads: list[list[int]], end: int, limit: int = 64) -> list[list[int]]:
+def greedy(model: Actions, heads: list[list[int]], end: int, limit: int = 40) -> list[list[int]]:
     """Return greedy continuations of prompts of different lengths, right-padded."""
     lengths = [len(head) for head in heads]
     tokens = torch.zeros(len(heads), max(lengths) + limit, dtype=torch.long)
@@ -158,7 +159,8 @@ def greedy(model: Actions, heads: list[list[int]], end: int, limit: int = 64) ->
     open_rows = torch.ones(len(heads), dtype=torch.bool)
     for _ in range(limit):
         longest = int(where.max())
-        states = model.hidden(tokens[:, :longest])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = model.hidden(tokens[:, :longest])
         last = states[torch.arange(len(heads)), where - 1]
         chosen = (last.float() @ model.token_embd.weight.float().T).argmax(-1)
         open_rows &= chosen != end
@@ -183,7 +185,9 @@ class Schedule:
     def rate(self) -> float:
         """Return the rate now."""
         done = self.progress
-        return self._peak * min(done / 0.03 + 0.02, 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        return self._peak * min(
+            done / 0.03 + 0.02, 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+        )
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -204,50 +208,80 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.semantic_init:
         with torch.no_grad():
             model.token_embd.weight.copy_(semantic_embedding(tokenizer, shape.width, seed=0))
-    print(f"parameters {sum(p.numel() for p in model.parameters()):,}; vocab {shape.vocab}", flush=True)
-    run(arguments, model, encoder, corpus, rng, out)
+    print(
+        f"parameters {sum(p.numel() for p in model.parameters()):,}; vocab {shape.vocab}",
+        flush=True,
+    )
+    trainer = Trainer(arguments, model, encoder, corpus, rng=rng)
+    trainer.run(out)
 
 
-def run(
-    arguments: argparse.Namespace,
-    model: Actions,
-    encoder: Encoder,
-    corpus: Corpus,
-    rng: random.Random,
-    out: Path,
-) -> None:
+class Trainer:
     """The training loop: clock-driven, with a line of figures after each epoch."""
-    mean = copy.deepcopy(model).requires_grad_(requires_grad=False)
-    decay = [p for p in model.parameters() if p.dim() == 2]
-    rest = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    step_loss = torch.compile(model.loss, dynamic=True) if arguments.compile else model.loss
-    substitution = Substitution(corpus.snips + corpus.domains, share=0.5, open_share=0.08)
-    schedule = Schedule(arguments.minutes * 60, arguments.rate)
-    epoch, curve = 0, []
-    while schedule.progress < 1.0:
-        rows = epoch_rows(corpus, encoder, substitution, rng, arguments.domain_share)
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        model: Actions,
+        encoder: Encoder,
+        corpus: Corpus,
+        *,
+        rng: random.Random,
+    ) -> None:
+        self._arguments, self._encoder, self._corpus, self._rng = arguments, encoder, corpus, rng
+        self._model = model
+        self._mean = copy.deepcopy(model).requires_grad_(requires_grad=False)
+        decay = [p for p in model.parameters() if p.dim() == MATRIX]
+        rest = [p for p in model.parameters() if p.dim() != MATRIX]
+        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        self._loss = torch.compile(model.loss, dynamic=True) if arguments.compile else model.loss
+        known = corpus.snips + corpus.domains
+        self._substitution = Substitution(known, share=0.5, open_share=0.08)
+        self._schedule = Schedule(arguments.minutes * 60, arguments.rate)
+
+    def run(self, out: Path) -> None:
+        """Train until the time is up; weights and figures are saved after each epoch."""
+        curve: list[dict[str, float]] = []
+        while self._schedule.progress < 1.0:
+            loss = self._epoch()
+            progress = self._schedule.progress
+            curve.append({"epoch": len(curve) + 1, "progress": progress, "loss": loss})
+            save(out, self._mean, curve)
+            curve[-1] |= self._figures(len(curve), last=progress >= 1.0)
+            save(out, self._mean, curve)
+            print(json.dumps({k: round(v, 4) for k, v in curve[-1].items()}), flush=True)
+
+    def _epoch(self) -> float:
+        share, size = self._arguments.domain_share, self._arguments.batch_tokens
+        rows = epoch_rows(self._corpus, self._encoder, self._substitution, self._rng, share)
         losses = []
-        for batch in batches(rows, arguments.batch_tokens, rng):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
-                loss = step_loss(*tensors(batch), smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            update_mean(mean, model)
-            losses.append(float(loss))
-            if schedule.progress >= 1.0:
+        for batch in batches(rows, size, self._rng):
+            losses.append(self._step(batch))
+            if self._schedule.progress >= 1.0:
                 break
-        epoch += 1
-        few = corpus.validation[: arguments.few] if schedule.progress < 1.0 else corpus.validation
-        figures = exact_match(mean, encoder, few)
-        curve.append({"epoch": epoch, "progress": schedule.progress, "loss": float(np.mean(losses)), **figures})
-        print(json.dumps({k: round(v, 4) for k, v in curve[-1].items()}), flush=True)
-        save(out, mean, curve)
+        return float(np.mean(losses))
+
+    def _step(self, batch: list[tuple[list[int], int]]) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._schedule.rate()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._arguments.bf16):
+            loss = self._loss(*tensors(batch), smoothing=0.05)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        update_mean(self._mean, self._model)
+        return float(loss.item())
+
+    def _figures(self, epoch: int, *, last: bool) -> dict[str, float]:
+        """Return exact match on validation: all of it at the end, some rows now and then."""
+        if last:
+            return exact_match(self._mean, self._encoder, self._corpus.validation)
+        if epoch % self._arguments.every == 0:
+            few = self._corpus.validation[: self._arguments.few]
+            return exact_match(self._mean, self._encoder, few)
+        return {}
 
 
 def update_mean(mean: Actions, model: Actions) -> None:
@@ -276,7 +310,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--domain-share", type=float, default=0.35)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--few", type=int, default=200, help="validation rows after each epoch")
+    parser.add_argument("--every", type=int, default=4, help="epochs between two validations")
+    parser.add_argument("--few", type=int, default=128, help="validation rows while training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")

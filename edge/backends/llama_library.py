@@ -1,0 +1,66 @@
+"""llama.cpp as a C library, set up once per process.
+
+Loads the library on first use, keeps its log out of the app's terminal and remembers the last
+lines, so that a failed load can say why. Only the low-level bindings are used. Knows nothing of
+sequences or tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from types import ModuleType
+from typing import Any
+
+from edge.errors import LoadError
+
+_KEPT_LINES = 64
+_ERROR_LEVEL = 3
+
+_lock = threading.Lock()
+_loaded: list[ModuleType] = []
+_log: deque[tuple[int, str]] = deque(maxlen=_KEPT_LINES)
+_callbacks: list[Any] = []  # the library calls them until the process ends
+
+
+def llama_library() -> ModuleType:
+    """Return the low-level bindings, initialised and silent.
+
+    Raises:
+        LoadError: llama-cpp-python is missing or its library cannot be loaded.
+
+    """
+    with _lock:
+        if not _loaded:
+            _loaded.append(_load())
+        return _loaded[0]
+
+
+def last_errors() -> str:
+    """Return the library's latest error lines as one text, and forget them."""
+    lines = [text for level, text in _log if level >= _ERROR_LEVEL]
+    _log.clear()
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _load() -> ModuleType:
+    try:
+        import llama_cpp.llama_cpp as lib
+    except (ImportError, OSError, RuntimeError) as error:
+        raise LoadError(
+            f"llama.cpp cannot be loaded: {error}.",
+            hint="Install llama-cpp-python for this platform.",
+        ) from error
+    callback = lib.llama_log_callback(_remember)
+    _callbacks.append(callback)
+    lib.llama_log_set(callback, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+    module: ModuleType = lib
+    return module
+
+
+def _remember(level: int, text: bytes | None, _user_data: object) -> None:
+    line = (text or b"").decode("utf-8", errors="replace").strip()
+    if line:
+        _log.append((level, line))

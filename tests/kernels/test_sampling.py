@@ -1,0 +1,216 @@
+"""The compiled sampler and its numpy specification, held together by one body."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.errors import GenerationError, InputError
+from edge.sampling import ReferenceSampler, Sampler
+from edge.types import SamplingParams
+
+BOTH = pytest.mark.parametrize("kind", [Sampler, ReferenceSampler], ids=["native", "reference"])
+
+
+def row_of(*values):
+    return np.array(values, dtype=np.float32)
+
+
+def mask_of(size, *tokens):
+    mask = np.zeros((size + 31) // 32, dtype=np.uint32)
+    for token in tokens:
+        mask[token // 32] |= np.uint32(1 << (token % 32))
+    return mask
+
+
+def drawn(kind, row, count=200, *, allowed=None, history=(), **params):
+    sampler = kind(SamplingParams(**params), len(row))
+    sampler.accept_all(history)
+    return [sampler.sample(row, allowed=allowed).token for _ in range(count)]
+
+
+@BOTH
+def test_greedy_takes_the_first_of_equals_and_reads_the_whole_row(kind):
+    stats = kind(SamplingParams(), 4).sample(row_of(1, 3, 3, 0))
+    shares = np.exp([1, 3, 3, 0]) / np.exp([1, 3, 3, 0]).sum()
+    assert stats.token == 1
+    assert stats.margin == 0
+    assert stats.logprob == pytest.approx(math.log(shares[1]), abs=1e-6)
+    assert stats.entropy == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("params", "possible"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1}, {0}),
+        ({"top_p": 0.6}, {0, 1}),  # shares 0.5 0.25 0.125 0.0625 0.0625
+        ({"top_p": 0.5}, {0}),
+        ({"min_p": 0.2}, {0, 1, 2}),
+        ({"top_k": 3, "top_p": 0.86}, {0, 1, 2}),  # of the three survivors: 4/7, 2/7, 1/7
+        ({"top_k": 3, "top_p": 0.85}, {0, 1}),
+        ({"top_k": 3, "min_p": 0.5}, {0, 1}),
+    ],
+)
+def test_what_each_cut_leaves(kind, params, possible):
+    row = np.log(row_of(0.5, 0.25, 0.125, 0.0625, 0.0625))
+    assert set(drawn(kind, row, 400, temperature=1.0, **params)) == possible
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("params", "history", "best"),
+    [
+        ({"repetition_penalty": 2.0}, [0], 1),  # 2/2 = 1 against 1.5
+        ({"repetition_penalty": 1.2}, [0], 0),
+        ({"presence_penalty": 0.6}, [0, 0, 0], 1),
+        ({"frequency_penalty": 0.2}, [0, 0], 0),
+        ({"frequency_penalty": 0.2}, [0, 0, 0], 1),
+        ({"frequency_penalty": 0.2, "penalty_last_n": 2}, [0, 0, 0], 0),
+        ({"presence_penalty": 9.0, "penalty_last_n": 0}, [0], 0),
+        ({"presence_penalty": 9.0, "penalty_last_n": 1}, [0, 2], 0),
+    ],
+)
+def test_penalties(kind, params, history, best):
+    sampler = kind(SamplingParams(**params), 3)
+    sampler.accept_all(history)
+    assert sampler.sample(row_of(2.0, 1.5, -1.0)).token == best
+
+
+@BOTH
+def test_a_negative_logit_is_multiplied(kind):
+    sampler = kind(SamplingParams(repetition_penalty=2.0), 2)
+    sampler.accept(0)
+    assert sampler.sample(row_of(-1.0, -1.5)).token == 1
+
+
+@BOTH
+def test_the_mask_forbids_but_the_statistics_see_all(kind):
+    row = row_of(5, 4, 3, 2)
+    stats = kind(SamplingParams(), 4).sample(row, allowed=mask_of(4, 2, 3))
+    free = kind(SamplingParams(), 4).sample(row)
+    assert (stats.token, stats.margin) == (2, free.margin)
+    assert stats.logprob == pytest.approx(free.logprob - 2)
+    assert set(drawn(kind, row, temperature=1.0, allowed=mask_of(4, 1, 3))) == {1, 3}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("row", "mask", "error", "words"),
+    [
+        (row_of(1, np.nan), None, GenerationError, "NaN"),
+        (row_of(1, np.inf), None, GenerationError, "inf"),
+        (row_of(-np.inf, -np.inf), None, GenerationError, "-inf"),
+        (row_of(1, 2), mask_of(2), GenerationError, "allowed"),
+        (row_of(1, 2, 3), None, InputError, "3 logits"),
+        (np.ones(2), None, InputError, "float32"),
+        (row_of(1, 2), np.zeros(2, np.uint32), InputError, "mask"),
+        (row_of(1, 2), np.zeros(1, np.int64), InputError, "mask"),
+    ],
+)
+def test_bad_rows_and_masks_are_named(kind, row, mask, error, words):
+    with pytest.raises(error, match=words):
+        kind(SamplingParams(), 2).sample(row, allowed=mask)
+
+
+@BOTH
+@pytest.mark.parametrize("size", [-1, 0, 1])
+def test_a_vocabulary_needs_two_tokens(kind, size):
+    with pytest.raises(InputError, match="2"):
+        kind(SamplingParams(), size)
+
+
+@BOTH
+def test_a_token_outside_the_vocabulary_is_refused(kind):
+    sampler = kind(SamplingParams(presence_penalty=1.0), 2)
+    for token in (-1, 2):
+        with pytest.raises(InputError, match="outside"):
+            sampler.accept(token)
+
+
+@BOTH
+def test_minus_infinity_is_never_drawn_and_reset_repeats(kind):
+    row = row_of(-np.inf, 1, -np.inf, 1)
+    row.setflags(write=False)
+    sampler = kind(SamplingParams(temperature=1.0, seed=7), 4)
+    first = [sampler.sample(row).token for _ in range(50)]
+    sampler.reset()
+    assert [sampler.sample(row).token for _ in range(50)] == first
+    assert set(first) == {1, 3}
+
+
+@BOTH
+@pytest.mark.parametrize("params", [{}, {"top_k": 6}, {"top_p": 0.9999999}])
+def test_the_drawn_distribution_is_the_softmax(kind, params):
+    row = row_of(2.0, 1.0, 0.5, 0.0, -0.5, -1.0)
+    count, temperature = 6000, 0.8
+    tokens = drawn(kind, row, count, temperature=temperature, seed=3, **params)
+    expected = np.exp(row / temperature) / np.exp(row / temperature).sum() * count
+    observed = np.bincount(tokens, minlength=6)
+    chi_square = ((observed - expected) ** 2 / expected).sum()
+    assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
+
+
+@st.composite
+def cases(draw):
+    size = draw(st.sampled_from([2, 3, 17, 100, 1024, 1025, 5000]))
+    seed = draw(st.integers(0, 2**32 - 1))
+    spread = draw(st.sampled_from([0.1, 1.0, 4.0, 20.0]))
+    row = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    if draw(st.booleans()):
+        row[np.random.default_rng(seed + 1).random(size) < 0.3] = -np.inf
+        row[0] = 0.5
+    params = SamplingParams(
+        temperature=draw(st.sampled_from([0.0, 0.3, 1.0, 2.0])),
+        top_k=draw(st.sampled_from([0, 1, 5, 40, 10_000])),
+        top_p=draw(st.sampled_from([1.0, 0.95, 0.5, 1e-6])),
+        min_p=draw(st.sampled_from([0.0, 0.05, 1.0])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.5])),
+        presence_penalty=draw(st.sampled_from([0.0, -0.5])),
+        penalty_last_n=draw(st.sampled_from([0, 3, 64])),
+        seed=draw(st.integers(0, 2**64 - 1)),
+    )
+    allowed = None
+    if draw(st.booleans()):
+        allowed = np.random.default_rng(seed + 2).integers(
+            0, 2**32, (size + 31) // 32, dtype=np.uint32
+        )
+        allowed[0] |= 1
+    return row, params, allowed
+
+
+@given(cases())
+@settings(max_examples=300, deadline=None)
+def test_native_and_reference_draw_the_same_tokens(case):
+    row, params, allowed = case
+    native, reference = Sampler(params, len(row)), ReferenceSampler(params, len(row))
+    for _ in range(4):
+        ours = native.sample(row, allowed=allowed)
+        theirs = reference.sample(row, allowed=allowed)
+        assert ours.token == theirs.token
+        assert ours.logprob == pytest.approx(theirs.logprob, rel=1e-5, abs=1e-5)
+        assert ours.entropy == pytest.approx(theirs.entropy, rel=1e-5, abs=1e-5)
+        assert ours.margin == pytest.approx(theirs.margin)
+        native.accept(ours.token)
+        reference.accept(theirs.token)
+
+
+def test_a_large_vocabulary_agrees_to_1e_5():
+    row = (np.random.default_rng(0).standard_normal(262_144) * 3).astype(np.float32)
+    ours = Sampler(SamplingParams(), len(row)).sample(row)
+    theirs = ReferenceSampler(SamplingParams(), len(row)).sample(row)
+    assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-5)
+    assert ours.entropy == pytest.approx(theirs.entropy, abs=1e-5)
+
+
+def test_reading_at_an_address_is_reading_the_row():
+    row = (np.random.default_rng(1).standard_normal(500)).astype(np.float32)
+    params = SamplingParams(temperature=1.0, seed=5)
+    by_view, by_address = Sampler(params, 500), Sampler(params, 500)
+    assert by_view.sample(row) == by_address.sample_at(row.ctypes.data)
+    with pytest.raises(InputError, match="address 0"):
+        by_address.sample_at(0)
