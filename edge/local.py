@@ -11,7 +11,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from edge.backends.base import Decoder, Encoder
@@ -27,6 +26,7 @@ from edge.types import Draft, Json, Kind, Usage
 
 _T = TypeVar("_T")
 _NOT_GROUNDED = frozenset({"intent"})
+MAX_SEQUENCES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class LocalModels:
         manifest = self._of_kind(name, "encoder")
         return OnnxEncoder.open(
             self._store.path(name),
-            tokenizer=self._store.path(name, role="tokenizer"),
+            self._store.path(name, "tokenizer"),
             name=name,
             digest=manifest.digest,
             max_tokens=manifest.max_tokens or 256,
@@ -148,16 +148,29 @@ class LocalModels:
         )
 
     def _open_decoder(self, name: str) -> Decoder:
+        manifest = self._of_kind(name, "decoder")
+        if manifest.engine == "onnx":
+            return self._open_onnx_decoder(name, manifest)
         from edge.backends.llamacpp import LlamaDecoder
 
-        manifest = self._of_kind(name, "decoder")
-        if manifest.engine != "llamacpp":
-            raise ConfigError(f"Model {name} has the engine {manifest.engine}, not llamacpp.")
         return LlamaDecoder.open(
             self._store.path(name),
             name=name,
             digest=manifest.digest,
             context=manifest.context or 2048,
+            threads=self._threads,
+            max_sequences=MAX_SEQUENCES,
+        )
+
+    def _open_onnx_decoder(self, name: str, manifest: Manifest) -> Decoder:
+        from edge.backends.onnx_decoder import OnnxDecoder
+
+        return OnnxDecoder.open(
+            self._store.path(name),
+            self._store.path(name, "tokenizer"),
+            name=name,
+            digest=manifest.digest,
+            context=manifest.context or 1024,
             threads=self._threads,
         )
 
@@ -260,11 +273,11 @@ class LocalModels:
         return draft.with_confidence(calibration.confidence(key, draft.signals))
 
     def _calibration(self, model: str, task: str) -> Calibration | None:
-        def load() -> Calibration | bool:
+        def load() -> tuple[Calibration | None]:
             path = self._store.manifest(model).folder / f"calibration-{task}.json"
-            return Calibration.load(path) if path.is_file() else False
+            return (Calibration.load(path) if path.is_file() else None,)
 
-        return self._loaded.get(f"calibration:{model}:{task}", load) or None
+        return self._loaded.get(f"calibration:{model}:{task}", load)[0]
 
 
 def _joint_digest(*digests: str) -> str:
@@ -283,7 +296,7 @@ def _head_signals(output: HeadOutput | None) -> dict[str, float]:
 
 
 def _parsed(answer: str, source: str, *, ground: bool) -> tuple[Json, Sequence[str]]:
-    """Return the JSON object in an answer, its strings grounded, and the fields not in the input."""
+    """Return the JSON in an answer, its strings grounded, and the fields not in the input."""
     try:
         value = json.loads(answer)
     except (ValueError, RecursionError):
@@ -299,8 +312,3 @@ def _problem(generation: Generation, value: Json, missing: Sequence[str], kind: 
     if kind is Kind.EXTRACT and value is None:
         return "the answer is not JSON"
     return f"not in the input: {', '.join(missing)}" if missing else None
-
-
-def default_store(models: Path, extra: Sequence[Path] = ()) -> ModelStore:
-    """Return a store over the shipped models and further folders."""
-    return ModelStore(models, extra=extra)

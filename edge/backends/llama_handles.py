@@ -39,7 +39,7 @@ class Handles:
         self.sequences = sequences
         self.closed = False
         self._name = path.name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collected sequence may come back inside a call
         self._context: Any = None
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._view: tuple[int, NDArray[np.float32]] = (0, np.empty(0, np.float32))

@@ -44,6 +44,7 @@ def onnx_library() -> ModuleType:
             hint="Install onnxruntime for this platform.",
         ) from error
     onnxruntime.disable_telemetry_events()
+    onnxruntime.set_default_logger_severity(_SILENT)
     library: ModuleType = onnxruntime
     return library
 
@@ -115,6 +116,7 @@ def _options(library: ModuleType, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _SILENT
+    # Spinning workers make a sentence take 6.1 instead of 2.6 ms where other work has the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

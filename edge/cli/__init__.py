@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The command ``edge``: a table for a person, JSON for a program."""

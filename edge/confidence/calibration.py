@@ -60,7 +60,7 @@ class Calibration:
     ece: float
 
     def confidence(self, key: CalibrationKey, signals: Mapping[str, float]) -> float | None:
-        """Return the probability of being right, or ``None`` for another key or a missing signal."""
+        """Return the probability of being right; ``None`` for another key or a missing signal."""
         row = as_row(signals, self.features)
         if key != self.key or row is None:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,13 @@ L2 = 0.1  # of one observation on unit vectors; best mean cross-validation of 0.
 PROTOTYPES = 6  # per label, at most
 _MEMORY = 8
 _FEWEST_PER_LABEL = 2
+
+
+class _Fixed(TypedDict):
+    names: Sequence[str]
+    encoder_digest: str
+    l2: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +127,17 @@ def train_on_vectors(
     index = {name: at for at, name in enumerate(names)}
     targets = np.array([index[label] for label in labels])
     fold = stratified_folds(targets, folds, seed)
+    fixed: _Fixed = {"names": names, "encoder_digest": encoder_digest, "l2": l2, "seed": seed}
     outputs: list[HeadOutput | None] = [None] * len(targets)
     for part in range(folds):
         tell("cross-validation", part, folds)
         inside = fold != part
-        trial = _fit(vectors[inside], targets[inside], names, encoder_digest, l2, seed)
+        trial = _fit(vectors[inside], targets[inside], **fixed)
         for row in np.flatnonzero(~inside):
             outputs[row] = trial.predict(vectors[row])
     tell("cross-validation", folds, folds)
     made = [output for output in outputs if output is not None]
-    plain = _fit(vectors, targets, names, encoder_digest, l2, seed)
+    plain = _fit(vectors, targets, **fixed)
     right = [output.label == label for output, label in zip(made, labels, strict=True)]
     judged = list(made)
     truth = list(right)
@@ -179,6 +188,7 @@ def _checked(texts: Sequence[str], labels: Sequence[str]) -> tuple[list[str], li
 def _fit(
     vectors: Floats,
     targets: NDArray[np.int_],
+    *,
     names: Sequence[str],
     encoder_digest: str,
     l2: float,
@@ -219,7 +229,8 @@ def fit_logistic(
         logits /= mass
         logits -= truth
         loss += 0.5 * float((penalty * weights * weights).sum())
-        return loss, (logits.T @ design + penalty * weights).ravel()
+        gradient: Floats = (logits.T @ design + penalty * weights).ravel().astype(np.float32)
+        return loss, gradient
 
     best = _lbfgs(loss_and_gradient, np.zeros(labels * (width + 1), np.float32), steps)
     weights = best.reshape(labels, width + 1)

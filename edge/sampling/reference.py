@@ -52,7 +52,7 @@ class ReferenceSampler:
     """The specification; see ``edge._native.sampling.Sampler`` for arguments and errors."""
 
     def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        if not 2 <= vocab_size < 2**31:
+        if not 2 <= vocab_size < 2**31:  # noqa: PLR2004
             raise InputError(f"A vocabulary needs 2 to 2**31 - 1 tokens, not {vocab_size}.")
         self.params = params
         self.vocab_size = vocab_size

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The state folder (ledger, queue, traces) and the model store; see the modules."""

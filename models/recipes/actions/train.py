@@ -279,7 +279,8 @@ class Trainer:
         if last:
             return exact_match(self._mean, self._encoder, self._corpus.validation)
         if epoch % self._arguments.every == 0:
-            few = self._corpus.validation[: self._arguments.few]
+            rows = self._corpus.validation
+            few = rows[:: max(1, len(rows) // self._arguments.few)]
             return exact_match(self._mean, self._encoder, few)
         return {}
 

@@ -1,0 +1,86 @@
+"""Admits a call: the task is known, the text is one this task can take. Nothing is stored yet."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge.errors import ConfigError, InputError
+from edge.local import LocalTask
+from edge.task import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One admitted call.
+
+    Attributes:
+        local: the task with its prompt.
+        started: ``time.perf_counter()`` at admission, seconds.
+
+    """
+
+    local: LocalTask
+    text: str
+    trace_id: str
+    started: float
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.local.name
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task's specification."""
+        return self.local.spec
+
+
+def admit(
+    tasks: Mapping[str, LocalTask], task: str, text: str, *, trace_id: str | None = None
+) -> Call:
+    """Check a task's name and its input.
+
+    Raises:
+        ConfigError: there is no such task; the hint lists those there are.
+        InputError: the text is no text, empty, too long, or not valid Unicode.
+
+    """
+    started = time.perf_counter()
+    local = tasks.get(task)
+    if local is None:
+        known = ", ".join(sorted(tasks))
+        raise ConfigError(f"There is no task named {task!r}.", hint=f"Tasks here: {known}.")
+    check_text(text, max_chars=local.spec.input.max_chars, task=task)
+    return Call(local, text, trace_id or uuid.uuid4().hex, started)
+
+
+def check_text(text: str, *, max_chars: int, task: str) -> None:
+    """Make sure that an input can be answered.
+
+    Raises:
+        InputError: see ``admit``.
+
+    """
+    if not isinstance(text, str):
+        raise InputError(
+            f"The input of task {task} is of type {type(text).__name__}, not text.",
+            hint="Decode bytes to str first.",
+        )
+    if len(text) > max_chars:
+        raise InputError(
+            f"The input of task {task} has {len(text)} characters; the limit is {max_chars}.",
+            hint="Shorten it, or raise input.max_chars in the pack.",
+        )
+    if not text.strip():
+        raise InputError(f"The input of task {task} is empty.", hint="Pass some text.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The input of task {task} is not valid Unicode: it holds a lone surrogate at "
+            f"character {error.start}.",
+            hint="Decode the input with errors='replace'.",
+        ) from error

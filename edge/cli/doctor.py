@@ -1,0 +1,122 @@
+"""``edge doctor``: what engines, devices and models are here, and what is wrong."""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+import edge
+from edge.backends.devices import Devices, survey
+from edge.cli import show
+from edge.cli.models import store
+from edge.cli.run import AsJson, Pack, State
+from edge.config import state_folder
+from edge.errors import EdgeError
+from edge.pack import find_pack, load_pack
+
+_BUDGET = ("spent", "held", "remaining")
+_WAL_BUG = (3, 7, 0), (3, 51, 2)
+
+
+@dataclass
+class _Findings:
+    """What was found, and what is wrong with it."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def doctor(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = False) -> None:
+    """Say what is here and what is wrong; exit code 1 where something is."""
+    found = _Findings()
+    devices = survey()
+    _engines(found, devices)
+    _sqlite(found)
+    _models(found, state)
+    _state(found, pack, state)
+    if as_json:
+        show.print_json({**found.facts, "problems": found.problems, "notes": found.notes})
+    else:
+        _print(found, devices)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _engines(found: _Findings, devices: Devices) -> None:
+    found.facts |= {"edge": edge.__version__, "python": platform.python_version()}
+    found.facts["devices"] = devices.as_dict()
+    found.problems += [f"{e.name}: {e.problem}" for e in devices.engines if e.problem]
+
+
+def _sqlite(found: _Findings) -> None:
+    version = sqlite3.sqlite_version_info
+    found.facts["sqlite"] = sqlite3.sqlite_version
+    if _WAL_BUG[0] <= version <= _WAL_BUG[1]:
+        found.notes.append(
+            f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug (fixed in 3.51.3): money and "
+            "queue do not use WAL; only traces do."
+        )
+
+
+def _models(found: _Findings, state: str | None) -> None:
+    models = store(state)
+    found.facts["models"] = models.names()
+    for name in models.names():
+        try:
+            found.problems += [f"model {name}: {problem}" for problem in models.verify(name)]
+        except EdgeError as error:
+            found.problems.append(f"model {name}: {error.message}")
+
+
+def _state(found: _Findings, pack: str, state: str | None) -> None:
+    found.facts |= {"state": str(state_folder(state)), "pack": pack}
+    try:
+        loaded = load_pack(find_pack(pack))
+        found.facts["tasks"] = sorted(loaded.tasks)
+        with edge.open(pack, state=state, offline=True) as runtime:
+            ledger = runtime.book.ledger
+            found.facts["queue"] = runtime.book.queue.counts()
+            found.facts["budget"] = {
+                "spent_microusd": ledger.spent_microusd(),
+                "held_microusd": ledger.held_microusd(),
+                "remaining_microusd": ledger.remaining_microusd(),
+            }
+            unclear = ledger.holds("unclear")
+        if unclear:
+            found.notes.append(f"{len(unclear)} holds have an unclear outcome and stay held.")
+    except EdgeError as error:
+        found.problems.append(str(error))
+
+
+def _print(found: _Findings, devices: Devices) -> None:
+    rows: list[tuple[str, str]] = [
+        ("edge", f"{found.facts['edge']} on Python {found.facts['python']}"),
+        ("machine", f"{devices.system} {devices.machine}, {devices.cores} cores"),
+        ("instruction sets", " ".join(devices.instruction_sets) or "unknown"),
+    ]
+    for engine in devices.engines:
+        where = ", ".join(engine.devices) or "no device"
+        rows.append((engine.name, f"{engine.package} {engine.version or '-'}: {where}"))
+    rows += [
+        ("SQLite", found.facts["sqlite"]),
+        ("models", ", ".join(found.facts["models"])),
+        ("tasks", ", ".join(found.facts.get("tasks", []))),
+        ("state", found.facts["state"]),
+    ]
+    if "budget" in found.facts:
+        budget = found.facts["budget"]
+        parts = [f"{what} {show.dollars(budget[f'{what}_microusd'])}" for what in _BUDGET]
+        rows.append(("budget", ", ".join(parts)))
+    show.table("", ("what", "found"), [(a, escape(b)) for a, b in rows])
+    for note in found.notes:
+        show.console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
+    for problem in found.problems:
+        show.console.print(f"[red]problem:[/red] {escape(problem)}", highlight=False)
+    if not found.problems:
+        show.console.print("[green]Nothing is wrong.[/green]")

@@ -1,0 +1,370 @@
+"""The runtime: the way of one task, step by step.
+
+``Runtime.run`` reads as the list of steps; planning and deciding are pure (``edge.route``), the
+local tier is ``edge.local``, money and the pool are ``edge.escalate``. Thread-safe. Opens no socket
+when offline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from edge.admit import Call, admit
+from edge.cloud.pool import CloudAnswer, Pool
+from edge.config import is_offline, models_folder, state_folder
+from edge.errors import EdgeError, GenerationError, InputError
+from edge.escalate import Escalation, Outcome
+from edge.judge import check_schema, judge
+from edge.local import LocalModels, LocalTask
+from edge.pack import find_pack, load_pack, load_task
+from edge.route import Action, Circumstances, Decision, Plan, decide, plan
+from edge.store.book import Book
+from edge.store.ledger import Hold
+from edge.store.queue import QueuedTask
+from edge.store.traces import Traces
+from edge.store.weights import ModelStore
+from edge.task import Pack
+from edge.types import Draft, Kind, Reason, Result, Route, Verdict
+
+_RETRY_AFTER_S = 30.0
+_ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed text; the last one is empty and carries the result."""
+
+    text: str
+    result: Result | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What one pass over the queue came to: how many were answered, put back, given up."""
+
+    done: int = 0
+    waiting: int = 0
+    failed: int = 0
+
+
+class Runtime:
+    """Answers the tasks of a pack; made by ``edge.open``."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        state: Path,
+        *,
+        offline: bool,
+        threads: int | None = None,
+        open_pool: Callable[[str], Pool] | None = None,
+    ) -> None:
+        self._pack = pack
+        self._state = state
+        self._offline = offline
+        self._tasks = _all_tasks(pack, state)
+        folders = [state / "models", *(Path(m.folder).parent for m in pack.models.values())]
+        self.models = LocalModels(ModelStore(models_folder(), extra=folders), threads=threads)
+        budget = pack.budget
+        self.book = Book.open(
+            state,
+            cap_microusd=budget.cap_microusd if budget else None,
+            period=budget.period if budget else "month",
+        )
+        self.traces = Traces.open(state)
+        self._escalation = Escalation(self.book, pack.pools, open_pool=open_pool or self._open_pool)
+
+    def run(self, task: str, text: str) -> Result:
+        """Answer one text.
+
+        Args:
+            task: the name of a task in the pack.
+            text: the input.
+
+        Raises:
+            ConfigError: there is no such task.
+            InputError: the text is empty, too long, or not valid Unicode.
+            ModelError: the local model is missing, damaged, or failed and nothing else may answer.
+            StoreError: the state folder cannot be written.
+
+        """
+        call = admit(self._tasks, task, text)
+        the_plan = plan(call.spec, self._circumstances(call))
+        draft = self._generate(call) if the_plan.local else None
+        return self._finish(call, the_plan, draft)
+
+    def map(self, task: str, texts: Sequence[str]) -> list[Result]:
+        """Answer several texts in order; all are admitted before the first is answered."""
+        calls = [admit(self._tasks, task, text) for text in texts]
+        return [self.run(call.name, call.text) for call in calls]
+
+    async def arun(self, task: str, text: str) -> Result:
+        """Answer one text without blocking the event loop."""
+        return await asyncio.to_thread(self.run, task, text)
+
+    def stream(self, task: str, text: str) -> Iterator[Chunk]:
+        """Yield a generated text as it comes and, last, a chunk with the result.
+
+        Raises:
+            InputError: the task is not of kind generate; else as ``run``.
+
+        """
+        call = admit(self._tasks, task, text)
+        if call.spec.kind is not Kind.GENERATE:
+            raise InputError(
+                f"Task {task} is of kind {call.spec.kind}; only generate can be streamed.",
+                hint="Call run instead.",
+            )
+        the_plan = plan(call.spec, self._circumstances(call))
+        draft = None
+        if the_plan.local:
+            for piece in self.models.stream(call.local, call.text):
+                if isinstance(piece, Draft):
+                    draft = piece
+                else:
+                    yield Chunk(piece)
+        yield Chunk("", self._finish(call, the_plan, draft))
+
+    def embed(self, texts: Sequence[str], *, model: str = "minilm-l6-int8") -> list[list[float]]:
+        """Return one unit vector per text."""
+        vectors = self.models.encoder(model).embed(texts)
+        return [[float(x) for x in vector] for vector in vectors]
+
+    def tasks(self) -> dict[str, LocalTask]:
+        """Return the tasks by name."""
+        return dict(self._tasks)
+
+    def drain(self, task_ids: Sequence[str] | None = None, *, limit: int = 100) -> Drained:
+        """Ask the cloud for queued tasks whose time has come.
+
+        Args:
+            task_ids: these tasks only, even if an earlier attempt may have been billed.
+            limit: how many at most.
+
+        """
+        if task_ids is not None:
+            self.book.queue.retry(task_ids)
+        chosen = None if task_ids is None else set(task_ids)
+        counts = {"done": 0, "waiting": 0, "failed": 0}
+        for queued in self.book.queue.claim(limit):
+            if chosen is not None and queued.id not in chosen:
+                self.book.queue.give_back(queued.id, queued.error, retry_after_s=0)
+                continue
+            try:
+                counts[self._resume(queued, again=chosen is not None)] += 1
+            except BaseException as error:
+                self.book.queue.give_back(
+                    queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S
+                )
+                raise
+        return Drained(**counts)
+
+    def close(self) -> None:
+        """Free models, clients and files; calling twice is harmless."""
+        self.models.close()
+        self._escalation.close()
+        self.traces.close()
+        self.book.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _circumstances(self, call: Call) -> Circumstances:
+        return Circumstances(
+            offline=self._offline, has_pool=call.spec.routing.pool in self._pack.pools
+        )
+
+    def _generate(self, call: Call) -> Draft | None:
+        """Ask the local model; a failure on this input is no draft, a broken model is an error."""
+        try:
+            return self.models.draft(call.local, call.text)
+        except GenerationError:
+            return None
+
+    def _finish(self, call: Call, the_plan: Plan, draft: Draft | None) -> Result:
+        """Judge, decide, escalate where it was decided so, and record."""
+        missing = Reason.LOCAL_MODEL_FAILED if the_plan.local else Reason.NO_LOCAL_MODEL
+        nothing = Verdict(valid=False, confidence=None, reasons=(missing,))
+        verdict = judge(call.spec, draft) if draft else nothing
+        decision = decide(call.spec, the_plan, draft, verdict)
+        outcome = self._escalate(call) if decision.action is Action.ESCALATE else None
+        return self._record(call, draft, verdict, decision, outcome)
+
+    def _escalate(self, call: Call) -> Outcome:
+        return self._escalation.ask(
+            call.name,
+            call.spec,
+            call.text,
+            trace_id=call.trace_id,
+            labels=self.models.labels(call.local),
+        )
+
+    def _record(
+        self,
+        call: Call,
+        draft: Draft | None,
+        verdict: Verdict,
+        decision: Decision,
+        outcome: Outcome | None,
+    ) -> Result:
+        """Put what must wait into the queue, write the trace, and return the result."""
+        reasons = decision.reasons + ((outcome.reason,) if outcome else ())
+        answered = outcome.draft if outcome else None
+        action, queue = decision.action, decision.queue
+        if outcome is not None and answered is None:
+            action, queue = Action.DEFER, outcome.reason is not Reason.CLOUD_REJECTED
+        task_id = None
+        if action is Action.DEFER and queue:
+            task_id = self.book.queue.put(
+                call.name,
+                text=call.text,
+                payload={"pack": self._pack.name, "pack_version": self._pack.version},
+                reason=reasons[-1].value,
+                provisional=draft.value if draft else None,
+                trace_id=call.trace_id,
+            )
+            reasons += (Reason.QUEUED,)
+        shown = answered or draft
+        result = Result(
+            value=None if shown is None or action is Action.ABSTAIN else shown.value,
+            confidence=None if answered else verdict.confidence,
+            certified=False,
+            route=Route.CLOUD if answered else _ROUTES.get(action, Route.DEFERRED),
+            provisional=action is Action.DEFER,
+            model=shown.model if shown else None,
+            device=shown.device if shown else None,
+            cost_microusd=outcome.cost_microusd if outcome else 0,
+            latency_ms=(time.perf_counter() - call.started) * 1e3,
+            tokens_in=shown.usage.tokens_in if shown else 0,
+            tokens_out=shown.usage.tokens_out if shown else 0,
+            trace_id=call.trace_id,
+            reasons=reasons,
+            task=call.name,
+            task_id=task_id,
+        )
+        self.traces.append(_trace(result, call.text, draft))
+        return result
+
+    def _resume(self, queued: QueuedTask, *, again: bool) -> str:
+        """Ask the cloud for one claimed task; return which count it belongs to."""
+        queue = self.book.queue
+        try:
+            call = admit(self._tasks, queued.task, queued.text, trace_id=queued.trace_id)
+        except EdgeError as error:
+            queue.fail(queued.id, error.message)
+            return "failed"
+        if queued.unclear_hold_id is not None and not again:
+            queue.fail(queued.id, "An earlier attempt may have been billed; retry it by its id.")
+            return "failed"
+        blocked = plan(call.spec, self._circumstances(call)).cloud_blocked
+        if blocked is not None:
+            queue.give_back(queued.id, blocked.value, retry_after_s=_RETRY_AFTER_S)
+            return "waiting"
+        outcome = self._ask_again(call, queued)
+        if outcome.draft is not None:
+            return "done"
+        if outcome.unclear or outcome.reason in {Reason.CLOUD_REJECTED, Reason.INVALID_OUTPUT}:
+            queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
+            return "failed"
+        queue.give_back(queued.id, outcome.reason.value, retry_after_s=_RETRY_AFTER_S)
+        return "waiting"
+
+    def _ask_again(self, call: Call, queued: QueuedTask) -> Outcome:
+        labels = self.models.labels(call.local)
+
+        def settle(hold: Hold, answer: CloudAnswer) -> None:
+            """Settle and keep the answer in one transaction, so that neither is ever alone."""
+            result: dict[str, object] = {
+                "text": answer.text,
+                "model": answer.model,
+                "cost_microusd": answer.cost_microusd,
+            }
+            self.book.settle_and_complete(
+                hold.id,
+                queued.id,
+                cost_microusd=answer.cost_microusd,
+                tokens_in=answer.tokens_in,
+                tokens_out=answer.tokens_out,
+                result=result,
+            )
+
+        return self._escalation.ask(
+            call.name,
+            call.spec,
+            call.text,
+            trace_id=call.trace_id,
+            labels=labels,
+            settle=settle,
+        )
+
+    def _open_pool(self, name: str) -> Pool:
+        return Pool(name, self._pack.pools[name], env=os.environ)
+
+
+def open_runtime(
+    pack: str | os.PathLike[str] = "kiosk",
+    *,
+    state: str | os.PathLike[str] | None = None,
+    offline: bool | None = None,
+    threads: int | None = None,
+) -> Runtime:
+    """Open a runtime over a pack.
+
+    Args:
+        pack: the name of a shipped pack, or a YAML file.
+        state: folder for ledger, queue and traces; the platform's usual place where ``None``.
+        offline: open no socket; ``EDGE_OFFLINE`` decides where ``None``.
+        threads: threads per forward pass; measured per model where ``None``.
+
+    Raises:
+        ConfigError: the pack cannot be read or something in it is wrong.
+        StoreError: the state folder cannot be used.
+
+    """
+    loaded = load_pack(find_pack(os.fspath(pack)))
+    return Runtime(loaded, state_folder(state), offline=is_offline(offline), threads=threads)
+
+
+def _all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
+    """Return the pack's tasks and those that ``edge head train`` added to the state folder."""
+    specs = {path.stem: load_task(path) for path in sorted((state / "tasks").glob("*.yaml"))}
+    specs |= pack.tasks
+    for name, spec in specs.items():
+        if spec.output_schema is not None:
+            check_schema(name, spec.output_schema)
+    return {
+        name: LocalTask(name, spec, pack.prompts.get(spec.prompt or ""))
+        for name, spec in specs.items()
+    }
+
+
+def _trace(result: Result, text: str, draft: Draft | None) -> dict[str, Any]:
+    """Return a trace's row; neither the input's text nor the answer is in it."""
+    return {
+        "trace_id": result.trace_id,
+        "at": time.time(),
+        "task": result.task,
+        "route": result.route.value,
+        "model": result.model,
+        "device": result.device,
+        "confidence": result.confidence,
+        "cost_microusd": result.cost_microusd,
+        "latency_ms": result.latency_ms,
+        "tokens_in": result.tokens_in,
+        "tokens_out": result.tokens_out,
+        "reasons": [reason.value for reason in result.reasons],
+        "input_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "input_chars": len(text),
+        "text": None,
+        "detail": {"signals": draft.signals, "digest": draft.digest} if draft else {},
+    }
