@@ -145,20 +145,18 @@ class Runtime:
         """Ask the cloud for queued tasks whose time has come.
 
         Args:
-            task_ids: these tasks only, even if an earlier attempt may have been billed.
+            task_ids: due at once, even if an earlier attempt may have been billed.
             limit: how many at most.
 
         """
         if task_ids is not None:
             self.book.queue.retry(task_ids)
-        chosen = None if task_ids is None else set(task_ids)
+        chosen = frozenset(task_ids or ())
         counts = {"done": 0, "waiting": 0, "failed": 0}
-        for queued in self.book.queue.claim(limit):
-            if chosen is not None and queued.id not in chosen:
-                self.book.queue.give_back(queued.id, queued.error, retry_after_s=0)
-                continue
+        while limit > sum(counts.values()) and (claimed := self.book.queue.claim(1)):
+            queued = claimed[0]
             try:
-                counts[self._resume(queued, again=chosen is not None)] += 1
+                counts[self._resume(queued, again=queued.id in chosen)] += 1
             except BaseException as error:
                 self.book.queue.give_back(
                     queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S

@@ -77,6 +77,7 @@ _SCALARS = {
 }
 _STRING = 8
 _ARRAY = 9
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ class _Reader:
         if count > MAX_ARRAY:
             raise _BrokenError(f"metadata {key!r} claims {count} entries")
         if kind == _STRING:
-            self._skip_strings(count)
+            self._skip_strings(key, count)
         elif kind in _SCALARS:
             self._take_over(count * struct.calcsize(_SCALARS[kind]))
         else:
@@ -188,15 +189,21 @@ class _Reader:
             self._take(count)
         self._at += count
 
-    def _skip_strings(self, count: int) -> None:
+    def _skip_strings(self, key: str, count: int) -> None:
         data, size, at = self._data, self._size, self._at
         unpack, width = struct.Struct("<Q").unpack_from, 8
+        seen = set()
         for _ in range(count):
             if at + width > size:
                 raise _BrokenError(f"it is truncated: {size} bytes, a text begins at {at}")
-            at += width + unpack(data, at)[0]
+            end = at + width + unpack(data, at)[0]
+            seen.add(data[at + width : end])
+            at = end
         self._at = at
         self._take_over(0)
+        # llama.cpp ends the process over a vocabulary that has a token twice.
+        if key == _TOKENS and len(seen) < count:
+            raise _BrokenError(f"{count - len(seen)} of its {count} tokens occur twice")
 
     def _tensor(self) -> tuple[str, int, int]:
         name, dimensions = self._string(), int(self._scalar("I"))

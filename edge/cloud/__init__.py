@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Asking a pool in the cloud: its client, its circuit breaker, its prices."""

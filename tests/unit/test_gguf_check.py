@@ -75,6 +75,17 @@ def test_every_shorter_file_is_refused(check):
         (gguf(entries=(text("k") + struct.pack("<IIQ", 9, 9, 1),)), "unknown type 9"),
         (gguf(entries=(text("k") + struct.pack("<I", 77),)), "unknown type 77"),
         (gguf(entries=(struct.pack("<Q", 2**62),)), "truncated"),
+        (
+            gguf(
+                entries=(
+                    text("tokenizer.ggml.tokens")
+                    + struct.pack("<IIQ", 9, 8, 3)
+                    + text("a") * 2
+                    + text("b"),
+                )
+            ),
+            "1 of its 3 tokens occur twice",
+        ),
         (gguf(tensors=(tensor(shape=(32,) * 5),)), "5 dimensions"),
         (gguf(tensors=(tensor(shape=(32, 0)),)), "shape"),
         (gguf(tensors=(tensor(shape=(33,), kind=8),)), "shape"),
