@@ -35,12 +35,12 @@ class Row:
 
 def at_least(name: str, value: float, bar: float, unit: str = "") -> Row:
     """Return a row that is met from ``bar`` upwards."""
-    return Row(name, round(value, 4), unit, f">= {bar}", value >= bar)
+    return Row(name, round(float(value), 4), unit, f">= {bar}", bool(value >= bar))
 
 
 def at_most(name: str, value: float, bar: float, unit: str = "") -> Row:
     """Return a row that is met up to ``bar``."""
-    return Row(name, round(value, 4), unit, f"<= {bar}", value <= bar)
+    return Row(name, round(float(value), 4), unit, f"<= {bar}", bool(value <= bar))
 
 
 def machine() -> dict[str, object]:

@@ -1,7 +1,8 @@
 """How fast is a task inside a running process?
 
-Everything is included: tokenizing, model, head, budget, trace. `support_intent` is what the bar is on; the other tasks are shown for comparison. The texts are
-real ones where ../shared is present, the pack's own samples otherwise.
+Everything is included: tokenizing, model, head, budget, trace. The bar is on `support_intent`; the
+other tasks are shown for comparison. The texts are real ones where ../shared is present, the
+pack's own samples otherwise.
 """
 
 from __future__ import annotations

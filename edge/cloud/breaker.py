@@ -20,20 +20,20 @@ class Breaker:
     """The breaker of one pool.
 
     Args:
-        name: the pool's name, for the error.
         failures: failures in a row that open the circuit.
         cooldown_s: how long it stays open.
         clock: seconds, monotonic.
+        name: the pool's name, for the error.
 
     """
 
     def __init__(
         self,
-        name: str,
-        *,
         failures: int,
         cooldown_s: float,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        name: str,
     ) -> None:
         self._name, self._limit, self._cooldown_s, self._clock = name, failures, cooldown_s, clock
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class Breaker:
             return "half-open" if self._left() <= 0 else "open"
 
     def before(self) -> None:
-        """Ask for leave to call; every leave is followed by one ``success`` or ``failure``.
+        """Ask for leave to call; it ends with ``success``, ``failure`` or ``cancel``.
 
         Raises:
             CircuitOpen: the circuit is open, or half open and another call is trying.
@@ -76,6 +76,11 @@ class Breaker:
             self._failed += 1
             if self._probing or self._failed >= self._limit:
                 self._opened_at = self._clock()
+            self._probing = False
+
+    def cancel(self) -> None:
+        """Record that nothing was learned: the call never left or was broken off."""
+        with self._lock:
             self._probing = False
 
     def _left(self) -> float:

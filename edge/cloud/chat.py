@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from edge.errors import InputError
 from edge.types import Usage
@@ -99,7 +99,7 @@ def read_reply(body: bytes) -> Reply | None:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     message = first.get("message") if isinstance(first, dict) else None
-    if not isinstance(message, dict):
+    if not (isinstance(answer, dict) and isinstance(first, dict) and isinstance(message, dict)):
         return None
     text = _text(message.get("content"))
     if text is None:
@@ -137,7 +137,11 @@ def _text(content: object) -> str | None:
 def _usage(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
-    tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in tokens):
+    tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (_is_count(tokens_in) and _is_count(tokens_out)):
         return None
-    return Usage(int(str(tokens[0])), int(str(tokens[1])))
+    return Usage(tokens_in, tokens_out)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS

@@ -1,100 +1,113 @@
-"""A client for one OpenAI-compatible endpoint: a deadline, at most one retry, a price.
+"""One OpenAI-compatible endpoint: asks it once, at most twice, and says what that cost.
 
-A request is sent again only after an attempt that certainly was not billed. Every failure says
-whether it may have been (``CloudError.maybe_billed``). No prompt, answer or key is ever part of an
-error. Proxies and certificates from the environment are not used; TLS is verified.
+Guarantees: the whole call ends at its deadline, whatever the server does; a request is sent again
+only after an attempt that was certainly not billed; every error says whether its attempt may have
+been billed; no exception holds text of a prompt, an answer or the key, not even as its context.
+Redirects are not followed, certificates are verified, and the environment (proxies, netrc,
+SSL_CERT_FILE) changes nothing. Does not know budgets: whoever calls holds the money first.
 """
 
 from __future__ import annotations
 
-import email.utils
-import json
+import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 
 from edge.cloud.breaker import Breaker
-from edge.cloud.pricing import cost_microusd, worst_case_microusd
+from edge.cloud.chat import Message, Reply, read_reply, request_body, short_name
+from edge.cloud.pricing import cost_microusd, most_tokens_in, worst_case_microusd
+from edge.cloud.refusals import Refusal, refusal
+from edge.cloud.wire import DEADLINE, DeadlineTransport
 from edge.errors import (
     CloudError,
     CloudRejected,
     CloudServerError,
     CloudTimeout,
     ConfigError,
-    RateLimited,
+    InputError,
 )
 from edge.task import PoolSpec
+from edge.types import Usage
 
-MAX_ANSWER_BYTES = 4_000_000
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-_HINTS = {
-    401: "Check the key in the environment variable named by api_key_env.",
-    403: "Check the key in the environment variable named by api_key_env.",
-    404: "Check base_url and model.",
-}
+__all__ = ["MAX_BODY_BYTES", "CloudAnswer", "Message", "Pool"]
 
+MAX_BODY_BYTES = 4 * 2**20
+"""The longest answer that is read."""
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One chat message."""
-
-    role: str
-    content: str
+_OK = 200
+_UNSENT = (httpx.ConnectError, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+_PAUSE_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloudAnswer:
     """What a pool answered.
 
     Attributes:
-        cost_microusd: by the pool's prices and the usage it reported; the worst case where it
-            reported none (``usage_reported`` is false).
-        finish: the pool's own word, for example ``stop`` or ``length``.
-        attempts: requests it took, 1 or 2.
+        text: the answer; empty where the model gave none, see ``finish``.
+        tokens_in: tokens of the request, as reported; the upper bound where none were.
+        tokens_out: tokens of the answer, as reported; the upper bound where none were.
+        cost_microusd: what that costs; the worst case where the server reported no usage.
+        model: the name the server gave, else the one asked for.
+        latency_ms: of the whole call, a retry included.
+        attempts: 1 or 2.
+        request_id: the server's name for the request, for its support; may be empty.
+        finish: the server's ``finish_reason``: ``stop``, ``length`` where the answer was cut.
+        usage_reported: whether tokens and cost rest on the server's own count.
 
     """
 
     text: str
-    model: str
     tokens_in: int
     tokens_out: int
     cost_microusd: int
-    usage_reported: bool
-    finish: str
+    model: str
     latency_ms: float
     attempts: int
+    request_id: str
+    finish: str
+    usage_reported: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
-    """A response read to its end."""
+class _Call:
+    """One call to ``complete``: what is sent, and until when."""
 
-    status: int
-    headers: httpx.Headers
     body: bytes
+    headers: dict[str, str]
+    begun: float
+    deadline: float
+    bound: Usage
 
 
-class _TryAgain(Exception):  # noqa: N818 - control flow between two attempts, never leaves here
-    """An attempt that was not billed and may be repeated after a pause."""
-
-    def __init__(self, error: CloudError, after_s: float) -> None:
-        super().__init__()
-        self.error, self.after_s = error, after_s
+@dataclass(frozen=True, slots=True)
+class _Completed:
+    reply: Reply
+    request_id: str
 
 
 class Pool:
-    """One pool; thread-safe. Opens its connection with the first call.
+    """A client for ``{base_url}/chat/completions``. Safe to call from several threads.
+
+    Making one opens nothing; the first call opens a connection and later ones reuse it.
 
     Args:
-        name: its name in the pack.
-        spec: address, model, prices, limits.
-        env: where the key is looked up, under ``spec.api_key_env``.
+        name: the pool's name in the pack.
+        spec: address, model, price, limits.
+        env: where the key's variable is looked up, at each call.
         transport: replaces the network, for tests.
-        clock: seconds, monotonic.
-        sleep: waits between two attempts.
+        clock: monotonic seconds.
+        sleep: waits the given seconds, before a second attempt.
+        rng: uniform in 0..1, spreads second attempts.
+        wall: Unix seconds, for a ``Retry-After`` date where the answer has no ``Date``.
+
+    Raises:
+        ConfigError: the pool's ``base_url`` is no address.
 
     """
 
@@ -107,34 +120,22 @@ class Pool:
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        rng: Callable[[], float] = random.random,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self._name, self._spec, self._clock, self._sleep = name, spec, clock, sleep
-        self._breaker = Breaker(
-            name,
-            failures=spec.breaker_failures,
-            cooldown_s=spec.breaker_cooldown_s,
-            clock=clock,
-        )
-        self._client = httpx.Client(
-            transport=transport,
-            trust_env=False,
-            follow_redirects=False,
-            headers=self._headers(env),
-        )
-
-    def _headers(self, env: Mapping[str, str]) -> dict[str, str]:
-        variable = self._spec.api_key_env
-        if variable is None:
-            return {}
-        key = env.get(variable, "")
-        if not key:
-            raise ConfigError(
-                f"Pool {self._name} takes its key from {variable}, which is not set.",
-                hint=f"Set {variable}.",
-            )
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError(f"The key in {variable} holds characters that no header can carry.")
-        return {"Authorization": f"Bearer {key}"}
+        self.name = name
+        self.spec = spec
+        self.breaker = Breaker(spec.breaker_failures, spec.breaker_cooldown_s, clock, name=name)
+        self._url = _endpoint(name, spec.base_url)
+        self._env = env
+        self._transport = transport
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._client: httpx.Client | None = None
+        self._closed = False
 
     def worst_case_microusd(
         self,
@@ -143,12 +144,12 @@ class Pool:
         max_tokens: int,
         response_schema: dict[str, Any] | None = None,
     ) -> int:
-        """Return the most that ``complete`` can cost for these messages."""
+        """Return the most that ``complete`` with the same arguments can cost.
+
+        A second attempt adds nothing: it follows only on one that was not billed.
+        """
         return worst_case_microusd(
-            self._spec.price,
-            [message.content for message in messages],
-            max_tokens=max_tokens,
-            response_schema=response_schema,
+            self.spec.price, messages, max_tokens, response_schema=response_schema
         )
 
     def complete(
@@ -156,191 +157,249 @@ class Pool:
         messages: Sequence[Message],
         *,
         max_tokens: int,
-        idempotency_key: str,
         temperature: float = 0.0,
+        deadline_s: float | None = None,
         response_schema: dict[str, Any] | None = None,
-        on_send: Callable[[], None] = lambda: None,
+        idempotency_key: str,
+        on_send: Callable[[], None] | None = None,
     ) -> CloudAnswer:
-        """Ask for a chat completion.
+        """Ask the pool.
 
         Args:
             messages: the conversation.
-            max_tokens: the limit on the answer.
-            idempotency_key: the same for both attempts, in the header ``Idempotency-Key``.
+            max_tokens: the longest answer, at least 1.
             temperature: 0 is greedy.
-            response_schema: JSON Schema for structured output.
-            on_send: called once, before the first byte may leave.
+            deadline_s: seconds for all of it; the pool's ``timeout_s`` where none is given.
+            response_schema: JSON Schema the answer is asked to fit; check it all the same.
+            idempotency_key: same key, same request: a provider that knows it bills once.
+            on_send: called once, before anything can leave; where it raises, nothing is sent.
 
         Raises:
-            CircuitOpen: the pool is being left alone; nothing was sent.
-            CloudError: no answer; ``maybe_billed`` says whether it may have cost something.
+            InputError: the arguments cannot be sent.
+            ConfigError: the key's variable is not set.
+            CircuitOpen: the pool is left alone for now.
+            CloudTimeout: no answer before the deadline.
+            RateLimited: the pool asked for a pause that does not fit the deadline.
+            CloudServerError: the pool failed or is out of reach.
+            CloudRejected: the pool refused the request.
+            CloudError: the pool was closed.
 
         """
-        self._breaker.before()
-        started = self._clock()
-        deadline = started + self._spec.timeout_s
-        body = self._body(messages, max_tokens, temperature, response_schema)
-        try:
-            on_send()
-            reply, attempts = self._with_retry(body, idempotency_key, deadline)
-            worst = self.worst_case_microusd(
-                messages, max_tokens=max_tokens, response_schema=response_schema
-            )
-            answer = self._read(reply, worst, attempts, started)
-        except CloudRejected:
-            self._breaker.success()  # it answers; the request was wrong
-            raise
-        except BaseException:
-            self._breaker.failure()
-            raise
-        self._breaker.success()
-        return answer
+        begun = self._clock()
+        limit_s = self.spec.timeout_s if deadline_s is None else deadline_s
+        call = _Call(
+            body=request_body(
+                self.spec.model,
+                messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                response_schema=response_schema,
+            ),
+            headers=self._headers(idempotency_key),
+            begun=begun,
+            deadline=begun + limit_s,
+            bound=Usage(most_tokens_in(messages, response_schema=response_schema), max_tokens),
+        )
+        if not limit_s > 0:
+            raise self._late(sent=False)
+        return self._guarded(call, on_send)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Close the connections; calls under way fail soon. Calling twice is harmless."""
+        with self._lock:
+            client, self._client, self._closed = self._client, None, True
+        if client is not None:
+            client.close()
 
-    def _body(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int,
-        temperature: float,
-        response_schema: dict[str, Any] | None,
-    ) -> bytes:
-        body: dict[str, Any] = {
-            "model": self._spec.model,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
+    def _headers(self, idempotency_key: str) -> dict[str, str]:
+        if not (idempotency_key and idempotency_key.isascii() and idempotency_key.isprintable()):
+            raise InputError("An idempotency key must be printable ASCII and not empty.")
+        headers = {
+            "Accept": "application/json",
+            # Compressed answers could unpack to any size.
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "Idempotency-Key": idempotency_key,
+            "User-Agent": "edge-runtime",
         }
-        if response_schema is not None:
-            schema = {"name": "answer", "schema": response_schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return json.dumps(body).encode()
+        variable = self.spec.api_key_env
+        if variable is not None:
+            key = self._env.get(variable, "").strip()
+            if not (key and key.isascii() and key.isprintable()):
+                wrong = "holds characters no key has" if key else "is not set"
+                raise ConfigError(
+                    f"Pool {self.name} takes its key from {variable}, which {wrong}.",
+                    hint=f"Set the environment variable {variable} to the pool's key.",
+                )
+            headers["Authorization"] = f"Bearer {key}"
+        return headers
 
-    def _with_retry(self, body: bytes, key: str, deadline: float) -> tuple[_Reply, int]:
-        try:
-            return self._attempt(body, key, deadline), 1
-        except _TryAgain as first:
-            if self._spec.retries == 0 or self._clock() + first.after_s >= deadline:
-                raise first.error from None
-            self._sleep(first.after_s)
-        try:
-            return self._attempt(body, key, deadline), 2
-        except _TryAgain as second:
-            raise second.error from None
+    def _open(self) -> httpx.Client:
+        """Return the client, opened on first use.
 
-    def _attempt(self, body: bytes, key: str, deadline: float) -> _Reply:
-        """Send once; an attempt that may be repeated raises ``_TryAgain``."""
-        left = deadline - self._clock()
-        if left <= 0:
-            raise CloudTimeout(self._late(), maybe_billed=False)
-        request = self._client.build_request(
-            "POST",
-            self._spec.base_url.rstrip("/") + "/chat/completions",
-            content=body,
-            headers={"Content-Type": "application/json", "Idempotency-Key": key},
-            timeout=left,
-        )
-        try:
-            reply = self._receive(request, deadline)
-        except httpx.ConnectTimeout:
-            raise CloudTimeout(self._late(), maybe_billed=False) from None
-        except _NOT_SENT as error:
-            reason = type(error).__name__
-            message = f"Pool {self._name} cannot be reached ({reason})."
-            raise _TryAgain(CloudServerError(message, maybe_billed=False), 0.2) from error
-        except httpx.TimeoutException:
-            raise CloudTimeout(self._late()) from None
-        except (httpx.HTTPError, RuntimeError) as error:
-            reason = type(error).__name__
-            message = f"Pool {self._name} broke off before its answer was whole ({reason})."
-            raise CloudServerError(message) from error
-        if reply.status != httpx.codes.OK:
-            self._refuse(reply)
-        return reply
+        Raises:
+            CloudError: the pool was closed.
 
-    def _receive(self, request: httpx.Request, deadline: float) -> _Reply:
-        """Read a response within the deadline and the size limit."""
-        response = self._client.send(request, stream=True)
+        """
+        with self._lock:
+            if self._closed:
+                raise self._was_closed()
+            if self._client is None:
+                transport = self._transport or DeadlineTransport(clock=self._clock)
+                self._client = httpx.Client(transport=transport, trust_env=False)
+            return self._client
+
+    def _guarded(self, call: _Call, on_send: Callable[[], None] | None) -> CloudAnswer:
+        """Ask under the breaker: a refusal is an answer, a pause asked for is a failure."""
+        client = self._open()
+        self.breaker.before()
+        learned = self.breaker.cancel
         try:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if self._clock() > deadline:
-                    raise CloudTimeout(self._late())
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise CloudServerError(
-                        f"Pool {self._name} sent more than {MAX_ANSWER_BYTES} bytes."
-                    )
+            if on_send is not None:
+                on_send()
+            answer = self._attempts(client, call)
+            learned = self.breaker.success
+        except CloudRejected:
+            learned = self.breaker.success
+            raise
+        except CloudError:
+            if not self._closed:
+                learned = self.breaker.failure
+            raise
         finally:
-            response.close()
-        return _Reply(response.status_code, response.headers, bytes(body))
+            learned()
+        return answer
 
-    def _refuse(self, reply: _Reply) -> NoReturn:
-        """Translate a status that is not 200."""
-        status = reply.status
-        message = f"Pool {self._name} answered with status {status}."
-        if status == httpx.codes.TOO_MANY_REQUESTS:
-            raise _TryAgain(RateLimited(message), _retry_after_s(reply.headers) or 1.0)
-        if status == httpx.codes.SERVICE_UNAVAILABLE:
-            after = _retry_after_s(reply.headers)
-            if after is not None:
-                raise _TryAgain(CloudServerError(message, maybe_billed=False), after)
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise CloudServerError(message)
-        raise CloudRejected(message, hint=_HINTS.get(status))
+    def _attempts(self, client: httpx.Client, call: _Call) -> CloudAnswer:
+        for attempt in range(1, self.spec.retries + 2):
+            outcome = self._attempt(client, call)
+            if isinstance(outcome, _Completed):
+                return self._answer(call, outcome, attempt)
+            pause_s = (outcome.wait_s or 0.0) + _PAUSE_S * (0.5 + self._rng())
+            late = self._clock() + pause_s >= call.deadline
+            if attempt > self.spec.retries or not outcome.again or late:
+                break
+            self._sleep(pause_s)
+            if self._closed:
+                raise self._was_closed()
+        raise outcome.error
 
-    def _read(self, reply: _Reply, worst: int, attempts: int, started: float) -> CloudAnswer:
-        """Return the answer in a 200; without usage it counts as the worst case."""
+    def _attempt(self, client: httpx.Client, call: _Call) -> _Completed | Refusal:
+        """Send once. Foreign errors end here: their context would hold text."""
+        left_s = call.deadline - self._clock()
+        if left_s <= 0:
+            return Refusal(self._late(sent=False))
+        response: httpx.Response | None = None
         try:
-            body = json.loads(reply.body)
-            choice = body["choices"][0]
-            text = choice["message"]["content"] or ""
-            model = str(body.get("model") or self._spec.model)
-            finish = str(choice.get("finish_reason") or "")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            message = f"Pool {self._name} sent something that is no chat completion."
-            raise CloudServerError(message) from error
-        tokens = _usage(body)
-        price = self._spec.price
-        cost = (
-            worst
-            if tokens is None
-            else cost_microusd(price, tokens_in=tokens[0], tokens_out=tokens[1])
+            request = client.build_request(
+                "POST",
+                self._url,
+                content=call.body,
+                headers=call.headers,
+                timeout=left_s,
+                extensions={DEADLINE: call.deadline},
+            )
+            response = client.send(request, stream=True)
+            body = self._read(response, call.deadline)
+        except httpx.ConnectTimeout:
+            return Refusal(self._late(sent=False))
+        except _UNSENT as error:
+            # Nothing was sent, so what the error says is about the connection alone.
+            return Refusal(self._unreachable(str(error)), again=True)
+        except (httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError) as error:
+            return self._broken(error, response)
+        finally:
+            if response is not None:
+                response.close()
+        return self._read_answer(response, body)
+
+    def _read(self, response: httpx.Response, deadline: float) -> bytes | None:
+        """Return the body, or ``None`` where it is too long or packed."""
+        if response.headers.get("content-encoding", "identity") != "identity":
+            return None
+        body = bytearray()
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                return None
+            if self._clock() >= deadline:
+                raise httpx.ReadTimeout("the deadline has passed")
+        return bytes(body)
+
+    def _read_answer(self, response: httpx.Response, body: bytes | None) -> _Completed | Refusal:
+        if response.status_code != _OK:
+            return self._refusal(response, body or b"")
+        if body is None:
+            most = MAX_BODY_BYTES // 2**20
+            message = f"Pool {self.name} sent an answer that is compressed or above {most} MiB."
+            return Refusal(CloudServerError(message))
+        reply = read_reply(body)
+        if reply is None:
+            message = f"Pool {self.name} answered 200 with something that is no chat completion."
+            hint = "Check that the pool's base_url leads to an OpenAI-compatible API."
+            return Refusal(CloudServerError(message, hint=hint))
+        return _Completed(reply, short_name(response.headers.get("x-request-id")) or reply.id)
+
+    def _refusal(self, response: httpx.Response, body: bytes) -> Refusal:
+        return refusal(
+            self.name,
+            response.status_code,
+            response.headers,
+            body,
+            key_env=self.spec.api_key_env,
+            now=self._wall(),
         )
+
+    def _broken(self, error: Exception, response: httpx.Response | None) -> Refusal:
+        """Return what an exchange that broke off means; a refusal's status is enough."""
+        if response is not None and response.status_code != _OK:
+            return self._refusal(response, b"")
+        if isinstance(error, httpx.TimeoutException):
+            return Refusal(self._late(sent=True))
+        if self._closed:
+            closed = self._was_closed()
+            closed.maybe_billed = True
+            return Refusal(closed)
+        kind = type(error).__name__
+        return Refusal(
+            CloudServerError(f"Pool {self.name} broke off before a whole answer ({kind}).")
+        )
+
+    def _answer(self, call: _Call, done: _Completed, attempts: int) -> CloudAnswer:
+        usage = done.reply.usage or call.bound
         return CloudAnswer(
-            text=str(text),
-            model=model,
-            tokens_in=tokens[0] if tokens else 0,
-            tokens_out=tokens[1] if tokens else 0,
-            cost_microusd=cost,
-            usage_reported=tokens is not None,
-            finish=finish,
-            latency_ms=(self._clock() - started) * 1e3,
+            text=done.reply.text,
+            tokens_in=usage.tokens_in,
+            tokens_out=usage.tokens_out,
+            cost_microusd=cost_microusd(self.spec.price, usage.tokens_in, usage.tokens_out),
+            model=done.reply.model or self.spec.model,
+            latency_ms=(self._clock() - call.begun) * 1000.0,
             attempts=attempts,
+            request_id=done.request_id,
+            finish=done.reply.finish,
+            usage_reported=done.reply.usage is not None,
         )
 
-    def _late(self) -> str:
-        return f"Pool {self._name} did not answer within {self._spec.timeout_s:g} s."
+    def _late(self, *, sent: bool) -> CloudTimeout:
+        when = "before its deadline" if sent else "in time: the deadline passed before it was sent"
+        return CloudTimeout(f"Pool {self.name} did not answer {when}.", maybe_billed=sent)
+
+    def _unreachable(self, why: str) -> CloudServerError:
+        return CloudServerError(
+            f"Pool {self.name} cannot be reached ({why}).",
+            hint="Check the connection and the pool's base_url.",
+            maybe_billed=False,
+        )
+
+    def _was_closed(self) -> CloudError:
+        return CloudError(f"Pool {self.name} was closed.", hint="Open the runtime again.")
 
 
-def _usage(body: dict[str, Any]) -> tuple[int, int] | None:
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    found = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    if all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found):
-        return found  # type: ignore[return-value]
-    return None
-
-
-def _retry_after_s(headers: httpx.Headers) -> float | None:
-    """Return the seconds of ``Retry-After`` (RFC 9110, 10.2.3: a number or a date)."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
+def _endpoint(name: str, base_url: str) -> httpx.URL:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+        url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"The base_url of pool {name} is no address: {error}.") from error
+    if not url.host:
+        raise ConfigError(f"The base_url of pool {name} names no host.")
+    return url

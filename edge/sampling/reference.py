@@ -6,6 +6,7 @@ it is the specification, not the engine.
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter, deque
 from collections.abc import Iterable
 
@@ -92,11 +93,21 @@ class ReferenceSampler:
         log_sum = np.log(mass.sum())
         shares = mass / mass.sum()
         entropy = -np.sum(shares[shares > 0] * np.log(shares[shares > 0]))
-        return TokenStats(token, row[token] - best - log_sum, float(entropy), best - second)
+        logprob = float(row[token] - best - log_sum)
+        return TokenStats(token, logprob, float(entropy), float(best - second))
+
+    def sample_at(self, address: int, *, allowed: NDArray[np.uint32] | None = None) -> TokenStats:
+        """Draw from the float row at a memory address; the caller vouches for it."""
+        if address == 0:
+            raise InputError("There is no row of logits at address 0.")
+        row = (ctypes.c_float * self.vocab_size).from_address(address)
+        return self.sample(np.ctypeslib.as_array(row), allowed=allowed)
 
     def _checked(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.ndim != 1:
             raise InputError("A row of logits must be contiguous float32.")
+        if not logits.flags.c_contiguous:
+            raise InputError("A row of logits must be contiguous float32, not strided.")
         if len(logits) != self.vocab_size:
             raise InputError(f"The row has {len(logits)} logits, not {self.vocab_size}.")
         return logits.astype(np.float64)
@@ -120,7 +131,8 @@ class ReferenceSampler:
         if allowed is None:
             return row
         words = (self.vocab_size + 31) // 32
-        if allowed.dtype != np.uint32 or allowed.shape != (words,):
+        fits = isinstance(allowed, np.ndarray) and allowed.dtype == np.uint32
+        if not fits or allowed.shape != (words,) or not allowed.flags.c_contiguous:
             raise InputError(f"The mask must be contiguous uint32 of {words} words.")
         bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")[: self.vocab_size]
         return np.where(bits == 1, row, -np.inf)

@@ -109,6 +109,8 @@ def test_the_mask_forbids_but_the_statistics_see_all(kind):
         (np.ones(2), None, InputError, "float32"),
         (row_of(1, 2), np.zeros(2, np.uint32), InputError, "mask"),
         (row_of(1, 2), np.zeros(1, np.int64), InputError, "mask"),
+        (row_of(1, 2), [3], InputError, "mask"),
+        (row_of(1, 0, 2, 0)[::2], None, InputError, "contiguous"),
     ],
 )
 def test_bad_rows_and_masks_are_named(kind, row, mask, error, words):
@@ -207,10 +209,53 @@ def test_a_large_vocabulary_agrees_to_1e_5():
     assert ours.entropy == pytest.approx(theirs.entropy, abs=1e-5)
 
 
-def test_reading_at_an_address_is_reading_the_row():
+@BOTH
+def test_reading_at_an_address_is_reading_the_row(kind):
     row = (np.random.default_rng(1).standard_normal(500)).astype(np.float32)
     params = SamplingParams(temperature=1.0, seed=5)
-    by_view, by_address = Sampler(params, 500), Sampler(params, 500)
+    by_view, by_address = kind(params, 500), kind(params, 500)
     assert by_view.sample(row) == by_address.sample_at(row.ctypes.data)
     with pytest.raises(InputError, match="address 0"):
         by_address.sample_at(0)
+
+
+@BOTH
+@pytest.mark.parametrize("at", [0, 15, 16, 1000, 1023, 1024, 1039, 2049])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_entry_is_found_wherever_it_lies(kind, at, value):
+    row = np.zeros(2050, dtype=np.float32)
+    row[at] = value
+    with pytest.raises(GenerationError, match="NaN"):
+        kind(SamplingParams(), len(row)).sample(row)
+
+
+@BOTH
+@pytest.mark.parametrize("params", [{"top_k": 2}, {"top_p": 0.4}, {"top_k": 4, "top_p": 0.5}])
+def test_a_cut_through_equals_keeps_the_lowest_ids(kind, params):
+    assert set(drawn(kind, row_of(1, 1, 1, 1), temperature=1.0, **params)) == {0, 1}
+
+
+@BOTH
+def test_reset_leaves_no_token_present(kind):
+    sampler = kind(SamplingParams(presence_penalty=0.6), 2)
+    sampler.accept(0)
+    assert sampler.sample(row_of(2.0, 1.5)).token == 1
+    sampler.reset()
+    assert sampler.sample(row_of(2.0, 1.5)).token == 0
+
+
+@BOTH
+def test_reset_forgets_the_penalties(kind):
+    sampler = kind(SamplingParams(frequency_penalty=0.2), 2)
+    sampler.accept_all([0, 0, 0])
+    sampler.reset()
+    assert sampler.sample(row_of(2.0, 1.5)).token == 0
+    sampler.accept(0)  # 2.0 - 0.2; a count kept from before would make it 2.0 - 0.8
+    assert sampler.sample(row_of(2.0, 1.5)).token == 0
+
+
+@BOTH
+def test_a_strided_mask_is_refused(kind):
+    mask = np.full(4, 2**32 - 1, dtype=np.uint32)[::2]
+    with pytest.raises(InputError, match="mask"):
+        kind(SamplingParams(), 64).sample(np.zeros(64, dtype=np.float32), allowed=mask)
