@@ -271,10 +271,12 @@ class Pool:
         return answer
 
     def _attempts(self, client: httpx.Client, call: _Call) -> CloudAnswer:
+        error: CloudError = self._late(sent=False)
         for attempt in range(1, self.spec.retries + 2):
             outcome = self._attempt(client, call)
             if isinstance(outcome, _Completed):
                 return self._answer(call, outcome, attempt)
+            error = outcome.error
             pause_s = (outcome.wait_s or 0.0) + _PAUSE_S * (0.5 + self._rng())
             late = self._clock() + pause_s >= call.deadline
             if attempt > self.spec.retries or not outcome.again or late:
@@ -282,7 +284,7 @@ class Pool:
             self._sleep(pause_s)
             if self._closed:
                 raise self._was_closed()
-        raise outcome.error
+        raise error
 
     def _attempt(self, client: httpx.Client, call: _Call) -> _Completed | Refusal:
         """Send once. Foreign errors end here: their context would hold text."""

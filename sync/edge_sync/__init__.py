@@ -1,1 +1,1 @@
-"""The fleet's side of edge: hub, gateway and device agent. Imports edge; edge never imports this."""
+"""The fleet's side of edge. Imports edge; edge never imports this."""
