@@ -21,7 +21,7 @@ gates: $(VENV)/.dev
 	$(BIN)/cython-lint native
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest edge._native.sampling
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml edge._native.sampling
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/quality.py

@@ -274,8 +274,9 @@ class LocalModels:
 
     def _calibration(self, model: str, task: str) -> Calibration | None:
         def load() -> tuple[Calibration | None]:
-            path = self._store.manifest(model).folder / f"calibration-{task}.json"
-            return (Calibration.load(path) if path.is_file() else None,)
+            role = f"calibration-{task}"
+            listed = any(file.role == role for file in self._store.manifest(model).files)
+            return (Calibration.load(self._store.path(model, role)) if listed else None,)
 
         return self._loaded.get(f"calibration:{model}:{task}", load)[0]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from collections.abc import Sequence
 
+from rich.console import JustifyMethod
 from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
 
 import edge
 from edge.cli import show
@@ -14,7 +18,14 @@ from edge.cli.run import AsJson, Pack, State
 from edge.runtime import Runtime
 from edge.types import Result, Route
 
-_ANSWER, _TEXT = 52, 44
+_WIDTH = 100
+_FACTS: tuple[tuple[int, JustifyMethod], ...] = (
+    (4, "right"),
+    (8, "left"),
+    (6, "left"),
+    (6, "right"),
+    (6, "right"),
+)
 
 
 def demo(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = False) -> None:
@@ -51,22 +62,38 @@ def _warm(runtime: Runtime, tell: object) -> float:
 
 
 def _print(results: Sequence[tuple[str, Result]]) -> None:
-    rows = [
-        (
-            result.task,
-            escape(_short(text, _TEXT)),
-            escape(_short(show.answer(result.value), _ANSWER))
-            + (" ?" if result.provisional else ""),
-            show.confidence(result),
-            show.route(result),
-            result.device or "",
-            f"{result.latency_ms:.1f}",
-            show.dollars(result.cost_microusd),
-        )
-        for text, result in results
+    """Print each task's name, and under it each input with its answer and the facts."""
+    width = min(show.console.width, _WIDTH)
+    names = ("answer", "sure", "route", "device", "ms", "cost")
+    show.console.print(_line([f"[dim]{name}[/dim]" for name in names]), width=width)
+    for task, group in itertools.groupby(results, key=lambda pair: pair[1].task):
+        show.console.print(f"\n[bold]{escape(task)}[/bold]")
+        for text, result in group:
+            show.console.print(Padding(escape(text), (0, 0, 0, 2)), width=width, highlight=False)
+            show.console.print(_line(_cells(result)), width=width)
+    show.console.print()
+
+
+def _line(cells: Sequence[str]) -> Table:
+    grid = Table.grid(expand=True, padding=(0, 1))
+    grid.add_column(width=3)
+    grid.add_column(ratio=1)
+    for width, justify in _FACTS:
+        grid.add_column(width=width, justify=justify)
+    grid.add_row("", *cells)
+    return grid
+
+
+def _cells(result: Result) -> list[str]:
+    answer = escape(show.answer(result.value)) + (" ?" if result.provisional else "")
+    return [
+        f"[bold cyan]{answer}[/bold cyan]",
+        show.confidence(result),
+        show.route(result),
+        result.device or "",
+        f"{result.latency_ms:.1f}",
+        show.dollars(result.cost_microusd),
     ]
-    columns = ("task", "input", "answer", "sure>", "route", "device", "ms>", "cost>")
-    show.table("", columns, rows)
 
 
 def _bill(results: Sequence[Result], load_s: float) -> None:
@@ -88,7 +115,3 @@ def _bill(results: Sequence[Result], load_s: float) -> None:
         ("bytes sent", "0 (offline)"),
     ]
     show.table("The bill", ("item", "amount>"), rows)
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
