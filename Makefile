@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := pyproject.toml setup.py $(wildcard native/*.pyx native/*.h native/*.pxd)
+SOURCES := pyproject.toml setup.py $(wildcard native/*.pyx native/*.pxd native/row/*)
 
 .PHONY: demo test gates bench clean
 
@@ -26,7 +26,7 @@ gates: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/latency.py
-	$(BIN)/python bench/sampling.py
+	$(BIN)/python bench/sampler.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -14,6 +14,10 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 DEBUG = os.environ.get("EDGE_CY_DEBUG") == "1"
+C_SOURCES = {
+    "sampling": [f"native/row/{name}.c" for name in ("avx512", "avx2", "neon", "portable")]
+    + ["native/row/candidates.c"]
+}
 MODELS_LEFT_OUT = shutil.ignore_patterns("recipes", "__pycache__")
 
 
@@ -29,10 +33,12 @@ class BuildPy(build_py):
 
 def compile_args() -> list[str]:
     if sys.platform == "win32":
-        return ["/Od", "/Zi"] if DEBUG else ["/O2"]
+        return ["/Od", "/Zi"] if DEBUG else ["/O2", "/fp:precise"]
+    # Fused multiply-add would make a row's sums differ between instruction sets.
     if DEBUG:
-        return ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-    return ["-O3"]
+        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+        return ["-ffp-contract=off", "-O1", "-g", *sanitize]
+    return ["-ffp-contract=off", "-O3"]
 
 
 def extensions() -> list[Extension]:
@@ -40,7 +46,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             f"edge._native.{source.stem}",
-            [str(source.relative_to(HERE))],
+            [str(source.relative_to(HERE)), *C_SOURCES.get(source.stem, [])],
+            depends=[str(header.relative_to(HERE)) for header in (HERE / "native").rglob("*.h")],
             include_dirs=["native", np.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
             extra_compile_args=compile_args(),

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias, Union
+from typing import Any, NamedTuple, TypeAlias, Union
 
 from edge.errors import InputError
 
@@ -73,20 +74,41 @@ class Usage:
 class SamplingParams:
     """How the next token is drawn from a row of logits.
 
-    The order is fixed: logit penalties over the last ``penalty_last_n`` tokens (repetition, then
-    frequency and presence), then top-k, top-p and min-p on the penalised row, then temperature,
-    then the draw. ``temperature=0`` takes the best token and ignores all after the penalties.
+    The order is fixed. Bias, penalties (repetition, then frequency and presence) and DRY change
+    single logits; the allowed-token mask follows. With ``temperature=0`` the best token is taken.
+    Otherwise top-n-sigma, top-k, typical, top-p, min-p and XTC cut in turn, each at temperature 1
+    over what the one before left; then the temperature, then the draw. With ``mirostat_tau > 0``
+    Mirostat 2.0 at the temperature replaces all the cuts.
 
     Attributes:
         temperature: >= 0; 0 is greedy.
         top_k: keep the k best tokens; 0 keeps all.
         top_p: keep the smallest set of best tokens whose mass is at least this; 1 keeps all.
-        min_p: keep tokens at least this share of the best one's probability; 0 keeps all.
+        min_p: keep tokens at least this share of the best one's probability; 0 keeps all
+            (Nguyen et al. 2024, arXiv:2407.01082).
+        typical_p: keep the most typical tokens up to this mass; 1 keeps all
+            (Meister et al. 2022, arXiv:2202.00666).
+        top_n_sigma: keep logits within so many standard deviations of the unchanged row below the
+            best; 0 keeps all (Tang et al. 2024, arXiv:2411.07641).
+        xtc_probability: chance of leaving out all but the last of the tokens above
+            ``xtc_threshold``, 0..1; 0 is off.
+        xtc_threshold: share of the probability, 0..1; above 0.5 turns XTC off.
+        dynamic_temperature_range: the temperature moves by up to this with the entropy; 0 is off.
+        dynamic_temperature_exponent: shape of that move, above 0.
+        mirostat_tau: the surprise in bits that Mirostat 2.0 aims at; 0 is off
+            (Basu et al. 2020, arXiv:2007.14966).
+        mirostat_eta: its learning rate.
         repetition_penalty: > 0; positive logits are divided by it, negative ones multiplied
             (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
         frequency_penalty: subtracted once per earlier occurrence.
         presence_penalty: subtracted once where the token occurred at all.
         penalty_last_n: how many of the latest tokens count; 0 turns the penalties off.
+        dry_multiplier: strength of DRY, which lowers tokens that go on with a repetition; 0 is off.
+        dry_base: its growth with each repeated token, above 1.
+        dry_allowed_length: repetitions shorter than this are free, at least 1.
+        dry_last_n: how many of the latest tokens DRY looks at.
+        dry_breakers: tokens across which nothing counts as a repetition.
+        logit_bias: (token, what is added to its logit) pairs; -inf forbids a token.
         seed: 0..2**64-1; the same seed, row and history give the same token everywhere.
 
     Raises:
@@ -98,39 +120,94 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynamic_temperature_range: float = 0.0
+    dynamic_temperature_exponent: float = 1.0
+    mirostat_tau: float = 0.0
+    mirostat_eta: float = 0.1
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     penalty_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = 1024
+    dry_breakers: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges: tuple[tuple[str, bool, str], ...] = (
-            ("temperature", 0.0 <= self.temperature < math.inf, "a finite number >= 0"),
-            ("top_k", self.top_k >= 0, "an integer >= 0"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "above 0"),
-            ("frequency_penalty", math.isfinite(self.frequency_penalty), "finite"),
-            ("presence_penalty", math.isfinite(self.presence_penalty), "finite"),
-            ("penalty_last_n", self.penalty_last_n >= 0, "an integer >= 0"),
-            ("seed", 0 <= self.seed < 2**64, "between 0 and 2**64 - 1"),
-        )
-        for name, holds, wanted in ranges:
-            if not holds:
-                value = getattr(self, name)
+        for name, (holds, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            if not holds(value):
                 raise InputError(f"Sampling parameter {name} is {value!r} but must be {wanted}.")
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStats:
+def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: low <= value <= high), f"between {low:g} and {high:g}"
+
+
+_FINITE: tuple[Callable[[Any], bool], str] = (math.isfinite, "finite")
+_NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (
+    lambda value: 0 <= value < math.inf,
+    "a finite number >= 0",
+)
+_COUNT: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "an integer >= 0")
+_ABOVE_0: tuple[Callable[[Any], bool], str] = (
+    lambda value: 0 < value < math.inf,
+    "above 0 and finite",
+)
+_SHARE: tuple[Callable[[Any], bool], str] = (
+    lambda value: 0 < value <= 1,
+    "above 0 and at most 1",
+)
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": _NOT_NEGATIVE,
+    "top_k": _COUNT,
+    "top_p": _SHARE,
+    "min_p": _between(0, 1),
+    "typical_p": _SHARE,
+    "top_n_sigma": _NOT_NEGATIVE,
+    "xtc_probability": _between(0, 1),
+    "xtc_threshold": _between(0, 1),
+    "dynamic_temperature_range": _NOT_NEGATIVE,
+    "dynamic_temperature_exponent": _ABOVE_0,
+    "mirostat_tau": _NOT_NEGATIVE,
+    "mirostat_eta": _NOT_NEGATIVE,
+    "repetition_penalty": _ABOVE_0,
+    "frequency_penalty": _FINITE,
+    "presence_penalty": _FINITE,
+    "penalty_last_n": _COUNT,
+    "dry_multiplier": _NOT_NEGATIVE,
+    "dry_base": (lambda value: 1 < value < math.inf, "above 1 and finite"),
+    "dry_allowed_length": (lambda value: value >= 1, "an integer >= 1"),
+    "dry_last_n": _COUNT,
+    "logit_bias": (
+        lambda pairs: all(bias < math.inf for _, bias in pairs),
+        "numbers below infinity",
+    ),
+    "seed": (lambda value: 0 <= value < 2**64, "between 0 and 2**64 - 1"),
+}
+
+
+class TokenStats(NamedTuple):
     """What the sampler read off the unmasked row for one token (natural logarithms).
+
+    Everything but ``token`` is NaN, 1 or 0 where a sampler was made without statistics.
 
     Attributes:
         token: the vocabulary id that was chosen.
         logprob: log-probability of ``token`` under the unmasked, untempered row.
         entropy: entropy of that row in nats.
         margin: logit of the best token minus that of the second best, >= 0.
+        log_sum_exp: logarithm of the sum of exponentials of the row.
+        collision: sum of the squared probabilities, 0..1.
+        allowed_mass: probability of the allowed tokens before the mask, 0..1; 1 without a mask.
+        rank: how many tokens of the row have a larger logit than ``token``.
 
     """
 
@@ -138,6 +215,10 @@ class TokenStats:
     logprob: float
     entropy: float
     margin: float
+    log_sum_exp: float = math.nan
+    collision: float = math.nan
+    allowed_mass: float = 1.0
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
