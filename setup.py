@@ -61,7 +61,7 @@ setup(
     cmdclass={"build_py": BuildPy},
     ext_modules=cythonize(
         extensions(),
-        include_path=["native"],
+        include_path=[".", "native"],
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

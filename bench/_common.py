@@ -10,9 +10,10 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.table import Table
@@ -24,23 +25,31 @@ PACKAGES = ("edge-runtime", "llama-cpp-python", "numpy", "onnxruntime", "tokeniz
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure; ``bar`` is what it was asked to reach, ``met`` whether it did."""
+    """One measured figure.
+
+    Attributes:
+        bar: the number it was asked to reach; ``None`` where none was set.
+        met: whether it did.
+        sense: from which side, ``>=`` or ``<=``.
+
+    """
 
     name: str
     value: float | str
     unit: str
-    bar: str | None = None
+    bar: float | None = None
     met: bool | None = None
+    sense: str | None = None
 
 
 def at_least(name: str, value: float, bar: float, unit: str = "") -> Row:
     """Return a row that is met from ``bar`` upwards."""
-    return Row(name, round(float(value), 4), unit, f">= {bar}", bool(value >= bar))
+    return Row(name, round(float(value), 4), unit, bar, bool(value >= bar), ">=")
 
 
 def at_most(name: str, value: float, bar: float, unit: str = "") -> Row:
     """Return a row that is met up to ``bar``."""
-    return Row(name, round(float(value), 4), unit, f"<= {bar}", bool(value <= bar))
+    return Row(name, round(float(value), 4), unit, bar, bool(value <= bar), "<=")
 
 
 def machine() -> dict[str, object]:
@@ -91,11 +100,25 @@ def read_rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-def main(name: str, measure: Callable[[argparse.Namespace], Iterable[Row]]) -> None:
-    """Run a bench: parse the options, measure, print, and exit 1 where a bar is missed."""
+def main(
+    name: str,
+    measure: Callable[[argparse.Namespace], Iterable[Row]],
+    *,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run a bench: parse the options, measure, print, and exit 1 where a bar is missed.
+
+    Args:
+        name: of the bench.
+        measure: yields the rows.
+        options: further options that take a value, each with its help.
+
+    """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="end within 50 seconds")
+    for option, told in options.items():
+        parser.add_argument(option, help=told)
     arguments = parser.parse_args()
     where = machine()
     rows = list(measure(arguments))
@@ -113,5 +136,10 @@ def _print(name: str, rows: Iterable[Row]) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in rows:
         met = {True: "[green]yes[/green]", False: "[red]no[/red]", None: ""}[row.met]
-        table.add_row(row.name, f"{row.value} {row.unit}".strip(), row.bar or "", met)
+        table.add_row(
+            row.name,
+            f"{row.value} {row.unit}".strip(),
+            "" if row.bar is None else f"{row.sense} {row.bar:g}",
+            met,
+        )
     Console().print(table)

@@ -48,7 +48,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
                 yield Row(f"{task} p50", round(p50, 3), "ms")
             yield Row(f"{task} p95", round(p95, 3), "ms")
         for name in ("minilm-l6-int8",):
-            yield Row(f"{name} threads", runtime.models.encoder(name).info.threads, "")
+            with runtime.models.encoder(name) as encoder:
+                yield Row(f"{name} threads", encoder.info.threads, "")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,19 @@
     with edge.open(pack="kiosk", offline=True) as runtime:
         result = runtime.run("support_intent", "my card was swallowed by the machine")
 
-Importing has no side effects: no file is read, no thread is started, no engine is loaded.
+Importing has no side effects: no file is read, no thread is started, no engine is loaded. The
+runtime and the libraries it needs are imported when ``open`` or ``Runtime`` is first used.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from edge import errors
 from edge.errors import EdgeError
-from edge.runtime import Chunk, Drained, Runtime
-from edge.runtime import open_runtime as open  # noqa: A004 - the public name
 from edge.types import Kind, Reason, Result, Route, SamplingParams
+
+if TYPE_CHECKING:
+    from edge.runtime import Chunk, Drained, Runtime
+    from edge.runtime import open_runtime as open  # noqa: A004 - the public name
 
 __version__ = "0.1.0"
 
@@ -30,3 +35,19 @@ __all__ = [
     "errors",
     "open",
 ]
+
+_LATE = {"Chunk": "Chunk", "Drained": "Drained", "Runtime": "Runtime", "open": "open_runtime"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the runtime once one of its names is asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from edge import runtime
+
+    found = globals()[name] = getattr(runtime, _LATE[name])
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

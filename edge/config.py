@@ -13,6 +13,9 @@ from pathlib import Path
 from edge.errors import ConfigError
 
 _HERE = Path(__file__).resolve().parent
+_SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
+    ("", "0", "false", "no", "off"), False
+)
 
 
 def models_folder() -> Path:
@@ -55,5 +58,19 @@ def _platform_state(env: Mapping[str, str]) -> Path:
 
 
 def is_offline(offline: bool | None, env: Mapping[str, str] = os.environ) -> bool:
-    """Return whether sockets are forbidden: the argument, or ``EDGE_OFFLINE=1``."""
-    return env.get("EDGE_OFFLINE", "") in {"1", "true", "yes"} if offline is None else offline
+    """Return whether sockets are forbidden: the argument; where ``None``, ``EDGE_OFFLINE``.
+
+    Raises:
+        ConfigError: the variable says neither yes nor no.
+
+    """
+    if offline is not None:
+        return offline
+    told = env.get("EDGE_OFFLINE", "")
+    wanted = _SWITCH.get(told.strip().lower())
+    if wanted is None:
+        raise ConfigError(
+            f"EDGE_OFFLINE is {told!r}, which is neither yes nor no.",
+            hint="Set it to 1, true, yes or on, or to 0, false, no, off or nothing.",
+        )
+    return wanted

@@ -96,10 +96,23 @@ class DeviceFallback(ModelError):
 
 
 class Busy(ModelError):
-    """The queue in front of a model is full."""
+    """The queue in front of a model is full.
+
+    Attributes:
+        retry_after_s: after how many seconds there may be room; ``None`` where unknown.
+
+    """
 
     retryable = True
     default_hint = "Try again shortly."
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        if hint is None and retry_after_s is not None:
+            hint = f"Try again in {retry_after_s:g} s."
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class CloudError(EdgeError):

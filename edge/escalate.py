@@ -7,24 +7,29 @@ outcome stays held. Killed at any point, the next opening of the ledger puts the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from edge.cloud.pool import CloudAnswer, Message, Pool
+from edge.cloud.chat import Message
 from edge.errors import (
     BudgetExceeded,
     CircuitOpen,
     CloudError,
     CloudRejected,
     CloudTimeout,
+    ConfigError,
 )
 from edge.judge import value_problem
 from edge.store.book import Book
 from edge.store.ledger import Hold
-from edge.task import PoolSpec, TaskSpec
+from edge.task import TaskSpec
 from edge.types import Draft, Json, Kind, Reason, Usage
 
-Settle = Callable[[Hold, CloudAnswer], None]
+if TYPE_CHECKING:
+    from edge.cloud.pool import CloudAnswer, Pool
+
 _REASONS: tuple[tuple[type[CloudError], Reason], ...] = (
     (CircuitOpen, Reason.CIRCUIT_OPEN),
     (CloudTimeout, Reason.CLOUD_TIMEOUT),
@@ -53,22 +58,22 @@ class Outcome:
     unclear: bool = False
 
 
+Settle = Callable[[Hold, "CloudAnswer", Outcome], None]
+
+
 class Escalation:
     """Asks pools on behalf of tasks.
 
     Args:
         book: ledger and queue.
-        pools: the specifications, by name.
         open_pool: opens a client; called once per pool, on first use.
 
     """
 
-    def __init__(
-        self, book: Book, pools: Mapping[str, PoolSpec], *, open_pool: Callable[[str], Pool]
-    ) -> None:
+    def __init__(self, book: Book, *, open_pool: Callable[[str], Pool]) -> None:
         self._book = book
-        self._specs = pools
         self._open_pool = open_pool
+        self._lock = threading.Lock()
         self._pools: dict[str, Pool] = {}
 
     def ask(
@@ -93,10 +98,13 @@ class Escalation:
 
         Raises:
             StoreError: the ledger cannot be written; nothing was sent.
-            ConfigError: the pool's key is not set.
 
         """
-        pool = self._pool(spec.routing.pool)
+        try:
+            pool = self._pool(spec.routing.pool)
+            pool.check()
+        except ConfigError as error:
+            return Outcome(Reason.POOL_MISCONFIGURED, error=error.message)
         messages = _messages(spec, text, labels)
         most = spec.budget.max_output_tokens
         schema = spec.output_schema if spec.kind is Kind.EXTRACT else None
@@ -124,21 +132,25 @@ class Escalation:
         except BaseException:
             self._abandon(hold)
             raise
-        (settle or self._settle)(hold, answer)
-        return _outcome(spec, answer, labels)
+        outcome = _outcome(spec, answer, labels)
+        (settle or self._settle)(hold, answer, outcome)
+        return outcome
 
     def close(self) -> None:
         """Close every client."""
-        for pool in self._pools.values():
+        with self._lock:
+            pools = list(self._pools.values())
+            self._pools.clear()
+        for pool in pools:
             pool.close()
-        self._pools.clear()
 
     def _pool(self, name: str) -> Pool:
-        if name not in self._pools:
-            self._pools[name] = self._open_pool(name)
-        return self._pools[name]
+        with self._lock:
+            if name not in self._pools:
+                self._pools[name] = self._open_pool(name)
+            return self._pools[name]
 
-    def _settle(self, hold: Hold, answer: CloudAnswer) -> None:
+    def _settle(self, hold: Hold, answer: CloudAnswer, _outcome: Outcome) -> None:
         self._book.ledger.settle(
             hold, answer.cost_microusd, tokens_in=answer.tokens_in, tokens_out=answer.tokens_out
         )

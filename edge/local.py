@@ -1,61 +1,60 @@
 """The local tier: a task and a text in, a ``Draft`` out.
 
-Loads each model once, on first use, after its digest has been checked; many first callers at once
-load one copy. Knows heads, encoders and decoders; knows nothing of money, privacy or routing.
+Each model is loaded on first use, after its digest has been checked, and stays within the pack's
+memory budget. Knows heads, encoders and decoders; knows nothing of money, privacy or routing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from edge.backends.base import Decoder, Encoder
 from edge.backends.generate import Generation, generate, stream
 from edge.backends.grounding import ground_object
 from edge.backends.heads import Head, HeadOutput
+from edge.backends.residency import Residency
 from edge.confidence.calibration import Calibration, CalibrationKey
 from edge.confidence.signals import generation_signals
 from edge.errors import ConfigError, InputError, ModelError
-from edge.store.weights import Manifest, ModelStore
-from edge.task import Prompt, TaskSpec
+from edge.loading import Loader
+from edge.store.weights import ModelStore
+from edge.task import Memory, Prompt, TaskSpec
 from edge.types import Draft, Json, Kind, Usage
+
+if TYPE_CHECKING:
+    from edge.backends.constrain import Matcher
+    from edge.backends.grammars import Grammar
 
 _T = TypeVar("_T")
 _NOT_GROUNDED = frozenset({"intent"})
-MAX_SEQUENCES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class LocalTask:
-    """A task with what its local model needs; ``prompt`` is ``None`` for heads and encoders."""
+    """A task with what its local model needs.
+
+    Attributes:
+        prompt: ``None`` for heads and encoders.
+        grammar: what the answer is constrained to, from the task; ``None`` for any text.
+
+    Raises:
+        ConfigError: the task's grammar or schema cannot be enforced.
+
+    """
 
     name: str
     spec: TaskSpec
     prompt: Prompt | None = None
+    grammar: Grammar | None = field(init=False, default=None)
 
-
-@dataclass
-class _Loaded:
-    """Models by name, each behind a lock of its own so that one load does not hold up another."""
-
-    models: dict[str, Any] = field(default_factory=dict)
-    locks: dict[str, threading.Lock] = field(default_factory=dict)
-    guard: threading.Lock = field(default_factory=threading.Lock)
-
-    def get(self, name: str, load: Callable[[], _T]) -> _T:
-        found = self.models.get(name)
-        if found is None:
-            with self.guard:
-                lock = self.locks.setdefault(name, threading.Lock())
-            with lock:
-                found = self.models.get(name)
-                if found is None:
-                    found = self.models[name] = load()
-        return cast("_T", found)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grammar", _grammar(self.name, self.spec))
 
 
 class LocalModels:
@@ -64,14 +63,25 @@ class LocalModels:
     Args:
         store: where the models lie; it checks digests.
         threads: threads per forward pass; measured per model where ``None``.
+        memory: how much memory they may take together, and how long they stay.
+
+    Attributes:
+        loader: loads a model, or tells how much memory it will take.
+        residency: which models are in memory.
 
     """
 
-    def __init__(self, store: ModelStore, *, threads: int | None = None) -> None:
+    def __init__(
+        self, store: ModelStore, *, threads: int | None = None, memory: Memory | None = None
+    ) -> None:
         self._store = store
-        self._threads = threads
-        self._loaded = _Loaded()
+        self._calibrations: dict[tuple[str, str], Calibration | None] = {}
         self._closed = False
+        memory = memory or Memory()
+        self.loader = Loader(store, threads)
+        self.residency = Residency(
+            memory.budget_bytes, keep_alive_s=memory.keep_alive_s, pinned=memory.pin
+        )
 
     def draft(self, task: LocalTask, text: str) -> Draft:
         """Answer one text.
@@ -93,14 +103,20 @@ class LocalModels:
 
     def stream(self, task: LocalTask, text: str) -> Iterator[str | Draft]:
         """Yield the pieces of a generated text as they come and, last, the draft."""
-        decoder = self.decoder(self._model(task))
+        with self.decoder(self._model(task)) as decoder:
+            yield from self._stream(task, decoder, text)
+
+    def _stream(self, task: LocalTask, decoder: Decoder, text: str) -> Iterator[str | Draft]:
         tokens = self._prompt_tokens(task, decoder, text)
+        matcher = _matcher(task, decoder)
         steps = stream(
             decoder,
             tokens,
             params=task.spec.sampling,
             max_tokens=task.spec.budget.max_output_tokens,
             stop=task.spec.stop,
+            allowed=matcher.allowed if matcher else None,
+            forced=matcher.forced if matcher else None,
         )
         for step in steps:
             if isinstance(step, Generation):
@@ -112,73 +128,31 @@ class LocalModels:
         """Return the labels a classification task chooses from; empty without a local head."""
         if task.spec.kind is not Kind.CLASSIFY or task.spec.model is None:
             return ()
-        return self.head(task.spec.model).labels
+        with self.head(task.spec.model) as head:
+            return head.labels
 
-    def head(self, name: str) -> Head:
-        """Return a loaded head."""
-        return self._loaded.get(f"head:{name}", lambda: Head.load(self._store.path(name)))
+    def head(self, name: str) -> AbstractContextManager[Head]:
+        """Lend a head: ``with models.head(name) as head``; loaded where it is not in memory."""
+        return self._lend(name, "head", self.loader.head)
 
-    def encoder(self, name: str) -> Encoder:
-        """Return a loaded encoder."""
-        return self._loaded.get(f"encoder:{name}", lambda: self._open_encoder(name))
+    def encoder(self, name: str) -> AbstractContextManager[Encoder]:
+        """Lend an encoder, as ``head``."""
+        return self._lend(name, "encoder", self.loader.encoder)
 
-    def decoder(self, name: str) -> Decoder:
-        """Return a loaded decoder."""
-        return self._loaded.get(f"decoder:{name}", lambda: self._open_decoder(name))
+    def decoder(self, name: str) -> AbstractContextManager[Decoder]:
+        """Lend a decoder, as ``head``."""
+        return self._lend(name, "decoder", self.loader.decoder)
 
     def close(self) -> None:
         """Free every model; calling twice is harmless."""
         self._closed = True
-        for model in list(self._loaded.models.values()):
-            if hasattr(model, "close"):
-                model.close()
-        self._loaded.models.clear()
+        self.residency.close()
 
-    def _open_encoder(self, name: str) -> Encoder:
-        from edge.backends.onnx import OnnxEncoder
-
-        manifest = self._of_kind(name, "encoder")
-        return OnnxEncoder.open(
-            self._store.path(name),
-            self._store.path(name, "tokenizer"),
-            name=name,
-            digest=manifest.digest,
-            max_tokens=manifest.max_tokens or 256,
-            threads=self._threads,
+    def _lend(self, name: str, kind: str, load: Callable[[str], _T]) -> AbstractContextManager[_T]:
+        self.loader.of_kind(name, kind)
+        return self.residency.lease(
+            name, lambda: load(name), estimate=lambda: self.loader.estimate(name)
         )
-
-    def _open_decoder(self, name: str) -> Decoder:
-        manifest = self._of_kind(name, "decoder")
-        if manifest.engine == "onnx":
-            return self._open_onnx_decoder(name, manifest)
-        from edge.backends.llamacpp import LlamaDecoder
-
-        return LlamaDecoder.open(
-            self._store.path(name),
-            name=name,
-            digest=manifest.digest,
-            context=manifest.context or 2048,
-            threads=self._threads,
-            max_sequences=MAX_SEQUENCES,
-        )
-
-    def _open_onnx_decoder(self, name: str, manifest: Manifest) -> Decoder:
-        from edge.backends.onnx_decoder import OnnxDecoder
-
-        return OnnxDecoder.open(
-            self._store.path(name),
-            self._store.path(name, "tokenizer"),
-            name=name,
-            digest=manifest.digest,
-            context=manifest.context or 1024,
-            threads=self._threads,
-        )
-
-    def _of_kind(self, name: str, kind: str) -> Manifest:
-        manifest = self._store.manifest(name)
-        if manifest.kind != kind:
-            raise ConfigError(f"Model {name} is a {manifest.kind}, but a {kind} is needed.")
-        return manifest
 
     @staticmethod
     def _model(task: LocalTask) -> str:
@@ -189,26 +163,27 @@ class LocalModels:
     def _embed_or_classify(self, task: LocalTask, texts: Sequence[str]) -> list[Draft]:
         name = self._model(task)
         manifest = self._store.manifest(name)
-        head = self.head(name) if manifest.kind == "head" else None
-        encoder = self.encoder(manifest.encoder.name if manifest.encoder else name)
-        counts = [encoder.count_tokens(text) for text in texts]
-        limit = task.spec.budget.max_input_tokens
-        vectors = encoder.embed(texts)
-        if head is None:
-            digest = encoder.info.digest
-            values: list[Json] = [[float(x) for x in vector] for vector in vectors]
-            outputs: list[HeadOutput | None] = [None] * len(texts)
-        else:
-            digest = _joint_digest(encoder.info.digest, manifest.digest)
-            outputs = [head.predict(vector) for vector in vectors]
+        # One lease at a time: under a small budget the head may need the encoder's room.
+        with self.encoder(manifest.encoder.name if manifest.encoder else name) as encoder:
+            info = encoder.info
+            counts = [encoder.count_tokens(text) for text in texts]
+            limit = min(task.spec.budget.max_input_tokens, info.context)
+            vectors = encoder.embed(texts, max_tokens=limit)
+        digest, calibrated = info.digest, False
+        values: list[Json] = [[float(x) for x in vector] for vector in vectors]
+        outputs: list[HeadOutput | None] = [None] * len(texts)
+        if manifest.kind == "head":
+            with self.head(name) as head:
+                outputs = [head.predict(vector) for vector in vectors]
+                calibrated = head.calibrated_for(info.digest)
+            digest = _joint_digest(info.digest, manifest.digest)
             values = [output.label for output in outputs if output is not None]
-        calibrated = head is not None and head.calibrated_for(encoder.info.digest)
         return [
             Draft(
                 value=value,
                 model=name,
                 digest=digest,
-                device=encoder.info.device,
+                device=info.device,
                 usage=Usage(min(count, limit), 0),
                 signals=_head_signals(output),
                 confidence=output.confidence if output and calibrated else None,
@@ -218,13 +193,19 @@ class LocalModels:
         ]
 
     def _generate(self, task: LocalTask, text: str) -> Draft:
-        decoder = self.decoder(self._model(task))
+        with self.decoder(self._model(task)) as decoder:
+            return self._generate_with(task, decoder, text)
+
+    def _generate_with(self, task: LocalTask, decoder: Decoder, text: str) -> Draft:
+        matcher = _matcher(task, decoder)
         generation = generate(
             decoder,
             self._prompt_tokens(task, decoder, text),
             params=task.spec.sampling,
             max_tokens=task.spec.budget.max_output_tokens,
             stop=task.spec.stop,
+            allowed=matcher.allowed if matcher else None,
+            forced=matcher.forced if matcher else None,
         )
         return self._as_draft(task, decoder, generation, text)
 
@@ -253,13 +234,15 @@ class LocalModels:
         missing: Sequence[str] = ()
         if task.spec.kind is Kind.EXTRACT:
             value, missing = _parsed(generation.text, text, ground=task.spec.ground)
+        # A forced token says nothing of how sure the model is, and has no numbers.
+        chosen = [entry for entry in generation.stats if not math.isnan(entry.logprob)]
         draft = Draft(
             value=value,
             model=decoder.info.name,
             digest=decoder.info.digest,
             device=decoder.info.device,
             usage=generation.usage,
-            signals=generation_signals(generation.stats, missing_fields=len(missing)),
+            signals=generation_signals(chosen, missing_fields=len(missing)),
             text=generation.text,
             problem=_problem(generation, value, missing, task.spec.kind),
         )
@@ -269,16 +252,52 @@ class LocalModels:
         calibration = self._calibration(draft.model, task.name)
         if calibration is None or task.prompt is None:
             return draft
-        key = CalibrationKey(draft.digest, task.name, task.prompt.digest)
+        wording = task.prompt.digest
+        if task.grammar is not None:
+            wording = _joint_digest(wording, task.grammar.digest)
+        key = CalibrationKey(draft.digest, task.name, wording)
         return draft.with_confidence(calibration.confidence(key, draft.signals))
 
     def _calibration(self, model: str, task: str) -> Calibration | None:
-        def load() -> tuple[Calibration | None]:
+        """Return what was fitted for a model and task; two first callers may both read it."""
+        key = (model, task)
+        if key not in self._calibrations:
             role = f"calibration-{task}"
             listed = any(file.role == role for file in self._store.manifest(model).files)
-            return (Calibration.load(self._store.path(model, role)) if listed else None,)
+            self._calibrations[key] = (
+                Calibration.load(self._store.path(model, role)) if listed else None
+            )
+        return self._calibrations[key]
 
-        return self._loaded.get(f"calibration:{model}:{task}", load)[0]
+
+def _grammar(name: str, spec: TaskSpec) -> Grammar | None:
+    """Return what a task's answers are constrained to."""
+    if not spec.constrain and spec.grammar is None:
+        return None
+    from edge.backends.grammars import Grammar
+
+    try:
+        if spec.grammar is None:
+            return Grammar.json_schema(spec.output_schema or {}, order="any")
+        if spec.grammar.regex is not None:
+            return Grammar.regex(spec.grammar.regex)
+        if spec.grammar.lark is not None:
+            return Grammar.lark(spec.grammar.lark)
+        return Grammar.choices(spec.grammar.choices or ())
+    except InputError as error:
+        raise ConfigError(f"Task {name}: {error.message}") from error
+
+
+def _matcher(task: LocalTask, decoder: Decoder) -> Matcher | None:
+    """Return what keeps one generation within the task's grammar."""
+    if task.grammar is None:
+        return None
+    from edge.backends.constrain import constrain
+
+    try:
+        return constrain(decoder, task.grammar).matcher()
+    except InputError as error:
+        raise ConfigError(f"Task {task.name}: {error.message}", hint=error.hint) from error
 
 
 def _joint_digest(*digests: str) -> str:

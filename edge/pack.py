@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from edge.config import models_folder
 from edge.errors import ConfigError, InputError
-from edge.task import Pack, TaskSpec
+from edge.task import Memory, Pack, TaskSpec
 
 _DEFAULTS = {"task_budgets": "budget", "routing": "routing", "privacy": "privacy"}
 _MAX_BYTES = 1_000_000
@@ -81,6 +81,19 @@ def load_pack(path: Path) -> Pack:
     if isinstance(models, dict):
         sections["models"] = {n: _absolute(entry, path.parent) for n, entry in models.items()}
     return _checked(Pack, sections, f"Pack {path.name}")
+
+
+def limit_memory(pack: Pack, memory_mb: float | None) -> Pack:
+    """Return the pack with another budget for its loaded models; the same one where ``None``.
+
+    Raises:
+        ConfigError: the number is not above 0.
+
+    """
+    if memory_mb is None:
+        return pack
+    memory = {**pack.memory.model_dump(), "budget_mb": memory_mb}
+    return pack.model_copy(update={"memory": _checked(Memory, memory, "memory_mb")})
 
 
 def load_task(path: Path) -> TaskSpec:

@@ -7,33 +7,37 @@ when offline.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edge.admit import Call, admit
-from edge.cloud.pool import CloudAnswer, Pool
-from edge.config import is_offline, models_folder, state_folder
+from edge.config import is_offline, state_folder
 from edge.errors import EdgeError, GenerationError, InputError
 from edge.escalate import Escalation, Outcome
-from edge.judge import check_schema, judge
+from edge.judge import judge
 from edge.local import LocalModels, LocalTask
-from edge.pack import find_pack, load_pack, load_task
+from edge.pack import find_pack, limit_memory, load_pack
+from edge.roster import all_tasks, check_models, model_store
 from edge.route import Action, Circumstances, Decision, Plan, decide, plan
 from edge.store.book import Book
 from edge.store.ledger import Hold
 from edge.store.queue import QueuedTask
 from edge.store.traces import Traces
-from edge.store.weights import ModelStore
 from edge.task import Pack
 from edge.types import Draft, Kind, Reason, Result, Route, Verdict
 
+if TYPE_CHECKING:
+    from edge.cloud.pool import CloudAnswer, Pool
+
 _RETRY_AFTER_S = 30.0
+_FINAL = frozenset({Reason.CLOUD_REJECTED, Reason.INVALID_OUTPUT})
+"""The same request would fare the same, and the second answer would be paid for too."""
+
 _ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
 
 
@@ -69,9 +73,10 @@ class Runtime:
         self._pack = pack
         self._state = state
         self._offline = offline
-        self._tasks = _all_tasks(pack, state)
-        folders = [state / "models", *(Path(m.folder).parent for m in pack.models.values())]
-        self.models = LocalModels(ModelStore(models_folder(), extra=folders), threads=threads)
+        self._tasks = all_tasks(pack, state)
+        store = model_store(pack, state)
+        check_models(self._tasks, store)
+        self.models = LocalModels(store, threads=threads, memory=pack.memory)
         budget = pack.budget
         self.book = Book.open(
             state,
@@ -79,7 +84,7 @@ class Runtime:
             period=budget.period if budget else "month",
         )
         self.traces = Traces.open(state)
-        self._escalation = Escalation(self.book, pack.pools, open_pool=open_pool or self._open_pool)
+        self._escalation = Escalation(self.book, open_pool=open_pool or self._open_pool)
 
     def run(self, task: str, text: str) -> Result:
         """Answer one text.
@@ -107,6 +112,8 @@ class Runtime:
 
     async def arun(self, task: str, text: str) -> Result:
         """Answer one text without blocking the event loop."""
+        import asyncio
+
         return await asyncio.to_thread(self.run, task, text)
 
     def stream(self, task: str, text: str) -> Iterator[Chunk]:
@@ -114,6 +121,7 @@ class Runtime:
 
         Raises:
             InputError: the task is not of kind generate; else as ``run``.
+            GenerationError: the model failed when a part of the text was out already.
 
         """
         call = admit(self._tasks, task, text)
@@ -124,17 +132,17 @@ class Runtime:
             )
         the_plan = plan(call.spec, self._circumstances(call))
         draft = None
-        if the_plan.local:
-            for piece in self.models.stream(call.local, call.text):
-                if isinstance(piece, Draft):
-                    draft = piece
-                else:
-                    yield Chunk(piece)
+        for piece in self._pieces(call) if the_plan.local else ():
+            if isinstance(piece, Draft):
+                draft = piece
+            else:
+                yield Chunk(piece)
         yield Chunk("", self._finish(call, the_plan, draft))
 
     def embed(self, texts: Sequence[str], *, model: str = "minilm-l6-int8") -> list[list[float]]:
         """Return one unit vector per text."""
-        vectors = self.models.encoder(model).embed(texts)
+        with self.models.encoder(model) as encoder:
+            vectors = encoder.embed(texts)
         return [[float(x) for x in vector] for vector in vectors]
 
     def tasks(self) -> dict[str, LocalTask]:
@@ -145,22 +153,25 @@ class Runtime:
         """Ask the cloud for queued tasks whose time has come.
 
         Args:
-            task_ids: due at once, even if an earlier attempt may have been billed.
+            task_ids: only these, by id or its beginning; due at once, even if given up or if an
+                earlier attempt may have been billed.
             limit: how many at most.
 
+        Raises:
+            InputError: no queued task has such an id, or several have.
+
         """
+        queue, chosen = self.book.queue, None
         if task_ids is not None:
-            self.book.queue.retry(task_ids)
-        chosen = frozenset(task_ids or ())
+            chosen = [queue.resolve(each) for each in task_ids]
+            queue.retry(chosen)
         counts = {"done": 0, "waiting": 0, "failed": 0}
-        while limit > sum(counts.values()) and (claimed := self.book.queue.claim(1)):
+        while limit > sum(counts.values()) and (claimed := queue.claim(1, among=chosen)):
             queued = claimed[0]
             try:
-                counts[self._resume(queued, again=queued.id in chosen)] += 1
+                counts[self._resume(queued, again=chosen is not None)] += 1
             except BaseException as error:
-                self.book.queue.give_back(
-                    queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S
-                )
+                queue.give_back(queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S)
                 raise
         return Drained(**counts)
 
@@ -188,6 +199,17 @@ class Runtime:
             return self.models.draft(call.local, call.text)
         except GenerationError:
             return None
+
+    def _pieces(self, call: Call) -> Iterator[str | Draft]:
+        """Stream from the local model; a failure before any text is no draft, as in ``run``."""
+        begun = False
+        try:
+            for piece in self.models.stream(call.local, call.text):
+                begun = True
+                yield piece
+        except GenerationError:
+            if begun:
+                raise
 
     def _finish(self, call: Call, the_plan: Plan, draft: Draft | None) -> Result:
         """Judge, decide, escalate where it was decided so, and record."""
@@ -220,7 +242,8 @@ class Runtime:
         answered = outcome.draft if outcome else None
         action, queue = decision.action, decision.queue
         if outcome is not None and answered is None:
-            action, queue = Action.DEFER, outcome.reason is not Reason.CLOUD_REJECTED
+            action, queue = Action.DEFER, outcome.reason not in _FINAL
+        own = draft.value if draft and verdict.valid and action is not Action.ABSTAIN else None
         task_id = None
         if action is Action.DEFER and queue:
             task_id = self.book.queue.put(
@@ -228,17 +251,17 @@ class Runtime:
                 text=call.text,
                 payload={"pack": self._pack.name, "pack_version": self._pack.version},
                 reason=reasons[-1].value,
-                provisional=draft.value if draft else None,
+                provisional=own,
                 trace_id=call.trace_id,
             )
             reasons += (Reason.QUEUED,)
         shown = answered or draft
         result = Result(
-            value=None if shown is None or action is Action.ABSTAIN else shown.value,
+            value=answered.value if answered else own,
             confidence=None if answered else verdict.confidence,
             certified=False,
             route=Route.CLOUD if answered else _ROUTES.get(action, Route.DEFERRED),
-            provisional=action is Action.DEFER,
+            provisional=task_id is not None,
             model=shown.model if shown else None,
             device=shown.device if shown else None,
             cost_microusd=outcome.cost_microusd if outcome else 0,
@@ -271,7 +294,7 @@ class Runtime:
         outcome = self._ask_again(call, queued)
         if outcome.draft is not None:
             return "done"
-        if outcome.unclear or outcome.reason in {Reason.CLOUD_REJECTED, Reason.INVALID_OUTPUT}:
+        if outcome.unclear or outcome.reason in _FINAL:
             queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
             return "failed"
         queue.give_back(queued.id, outcome.reason.value, retry_after_s=_RETRY_AFTER_S)
@@ -280,21 +303,24 @@ class Runtime:
     def _ask_again(self, call: Call, queued: QueuedTask) -> Outcome:
         labels = self.models.labels(call.local)
 
-        def settle(hold: Hold, answer: CloudAnswer) -> None:
-            """Settle and keep the answer in one transaction, so that neither is ever alone."""
-            result: dict[str, object] = {
-                "text": answer.text,
-                "model": answer.model,
-                "cost_microusd": answer.cost_microusd,
-            }
-            self.book.settle_and_complete(
-                hold.id,
-                queued.id,
-                cost_microusd=answer.cost_microusd,
-                tokens_in=answer.tokens_in,
-                tokens_out=answer.tokens_out,
-                result=result,
-            )
+        def settle(hold: Hold, answer: CloudAnswer, outcome: Outcome) -> None:
+            """Settle and end the task in one transaction, so that neither is ever alone."""
+            with self.book.transaction():
+                self.book.ledger.settle(
+                    hold,
+                    answer.cost_microusd,
+                    tokens_in=answer.tokens_in,
+                    tokens_out=answer.tokens_out,
+                )
+                if outcome.draft is None:
+                    self.book.queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
+                    return
+                result: dict[str, object] = {
+                    "text": answer.text,
+                    "model": answer.model,
+                    "cost_microusd": answer.cost_microusd,
+                }
+                self.book.queue.complete(queued.id, result)
 
         return self._escalation.ask(
             call.name,
@@ -306,6 +332,8 @@ class Runtime:
         )
 
     def _open_pool(self, name: str) -> Pool:
+        from edge.cloud.pool import Pool  # an HTTP client, once a task leaves the device
+
         return Pool(name, self._pack.pools[name], env=os.environ)
 
 
@@ -315,6 +343,7 @@ def open_runtime(
     state: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
     threads: int | None = None,
+    memory_mb: float | None = None,
 ) -> Runtime:
     """Open a runtime over a pack.
 
@@ -323,27 +352,18 @@ def open_runtime(
         state: folder for ledger, queue and traces; the platform's usual place where ``None``.
         offline: open no socket; ``EDGE_OFFLINE`` decides where ``None``.
         threads: threads per forward pass; measured per model where ``None``.
+        memory_mb: megabytes for all loaded models together; the pack's ``memory`` decides where
+            ``None``.
 
     Raises:
-        ConfigError: the pack cannot be read or something in it is wrong.
+        ConfigError: the pack cannot be read, something in it is wrong, or a task's model is
+            missing or of the wrong kind.
+        LoadError: the manifest of a model is not valid.
         StoreError: the state folder cannot be used.
 
     """
-    loaded = load_pack(find_pack(os.fspath(pack)))
+    loaded = limit_memory(load_pack(find_pack(os.fspath(pack))), memory_mb)
     return Runtime(loaded, state_folder(state), offline=is_offline(offline), threads=threads)
-
-
-def _all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
-    """Return the pack's tasks and those that ``edge head train`` added to the state folder."""
-    specs = {path.stem: load_task(path) for path in sorted((state / "tasks").glob("*.yaml"))}
-    specs |= pack.tasks
-    for name, spec in specs.items():
-        if spec.output_schema is not None:
-            check_schema(name, spec.output_schema)
-    return {
-        name: LocalTask(name, spec, pack.prompts.get(spec.prompt or ""))
-        for name, spec in specs.items()
-    }
 
 
 def _trace(result: Result, text: str, draft: Draft | None) -> dict[str, Any]:

@@ -118,7 +118,6 @@ class Prompt(_Model):
     version: int = Field(ge=1)
     template: str = Field(min_length=1)
     add_bos: bool = True
-    system: str = ""
 
     @field_validator("template")
     @classmethod
@@ -130,7 +129,7 @@ class Prompt(_Model):
     @property
     def digest(self) -> str:
         """sha256 over version and wording: part of a calibration's key."""
-        body = f"{self.version}\0{self.add_bos}\0{self.system}\0{self.template}"
+        body = f"{self.version}\0{self.add_bos}\0{self.template}"
         return hashlib.sha256(body.encode()).hexdigest()
 
     def render(self, text: str) -> list[Segment]:
@@ -142,6 +141,27 @@ class Prompt(_Model):
             for index, part in enumerate(parts)
             if part
         ]
+
+
+class GrammarSpec(_Model):
+    """The form of a generated text; exactly one of the fields.
+
+    Attributes:
+        regex: a regular expression that matches the whole text.
+        lark: a context-free grammar in llguidance's variant of Lark.
+        choices: the texts to choose from.
+
+    """
+
+    regex: str | None = None
+    lark: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> GrammarSpec:
+        if sum(given is not None for given in (self.regex, self.lark, self.choices)) != 1:
+            raise ValueError("needs exactly one of regex, lark and choices")
+        return self
 
 
 class TaskInput(_Model):
@@ -158,6 +178,8 @@ class TaskSpec(_Model):
         model: the local model's name; ``None`` sends every call up or into the queue.
         prompt: name of an entry in the pack's ``prompts`` (extract and generate).
         output_schema: JSON Schema of the answer (extract).
+        constrain: the local model can only generate what fits ``output_schema`` (extract).
+        grammar: the form of what the local model generates (generate).
         cloud_prompt: instruction for the pool; a plain one is made from the schema without it.
         stop: strings that end a generation.
         ground: extracted strings must occur in the input and take its exact characters.
@@ -170,6 +192,8 @@ class TaskSpec(_Model):
     model: str | None = None
     prompt: str | None = None
     output_schema: dict[str, Any] | None = None
+    constrain: bool = False
+    grammar: GrammarSpec | None = None
     cloud_prompt: str = ""
     stop: tuple[str, ...] = ()
     ground: bool = False
@@ -187,7 +211,31 @@ class TaskSpec(_Model):
             raise ValueError(f"a task of kind {self.kind} with a local model needs a prompt")
         if self.kind is Kind.EXTRACT and self.output_schema is None:
             raise ValueError("a task of kind extract needs an output_schema")
+        if self.constrain and self.kind is not Kind.EXTRACT:
+            raise ValueError("only a task of kind extract can be constrained by its output_schema")
+        if self.grammar is not None and self.kind is not Kind.GENERATE:
+            raise ValueError("only a task of kind generate can have a grammar")
         return self
+
+
+class Memory(_Model):
+    """How much memory the loaded models may take together, and how long they stay.
+
+    Attributes:
+        budget_mb: megabytes (10^6 bytes) for all of them; no limit where ``None``.
+        keep_alive_s: a model leaves so long after its last use; never where ``None``.
+        pin: names of models that stay once they are loaded.
+
+    """
+
+    budget_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    keep_alive_s: float | None = Field(default=None, ge=0, le=31_536_000, allow_inf_nan=False)
+    pin: tuple[str, ...] = ()
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.budget_mb is None else int(self.budget_mb * _MICRO)
 
 
 class LocalModel(_Model):
@@ -203,6 +251,7 @@ class Pack(_Model):
     version: int = Field(ge=1)
     description: str = ""
     budget: Budget | None = None
+    memory: Memory = Memory()
     models: dict[str, LocalModel] = {}
     pools: dict[str, PoolSpec] = {}
     prompts: dict[str, Prompt] = {}

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     REDACTION_UNAVAILABLE = "redaction_unavailable"
     OFFLINE = "offline"
     NO_POOL = "no_pool"
+    POOL_MISCONFIGURED = "pool_misconfigured"
     BUDGET_EXCEEDED = "budget_exceeded"
     CIRCUIT_OPEN = "circuit_open"
     CLOUD_FAILED = "cloud_failed"
@@ -269,7 +270,7 @@ class Result:
     """One answered, deferred or withheld task.
 
     Attributes:
-        value: the answer; for a deferred task the provisional local answer, or ``None``.
+        value: the answer; for a deferred task the local one where it is valid, or ``None``.
         confidence: calibrated probability of being right in 0..1, or ``None``.
         certified: whether a risk certificate covers this answer.
         provisional: whether a better answer is still to come from the queue.

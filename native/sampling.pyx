@@ -19,42 +19,6 @@ from edge.errors import ConfigError, GenerationError, InputError
 from edge.types import TokenStats
 
 
-cdef extern from "row/kernels.h" nogil:
-    ctypedef struct edge_candidate:
-        float logit
-        int32_t token
-        float weight
-
-    ctypedef struct edge_sums:
-        double mass
-        double moment
-        double square
-        double allowed
-
-    ctypedef struct edge_spread:
-        double first
-        double second
-        size_t count
-
-    ctypedef struct edge_kernels:
-        int (*maxima)(const float *x, size_t n, const uint32_t *allowed, float *out) noexcept nogil
-        void (*sums)(const float *x, size_t n, float best, float scale, const uint32_t *allowed,
-                     double *blocks, edge_sums *out) noexcept nogil
-        size_t (*collect)(const float *x, size_t n, float floor, const float *maxima,
-                          const uint32_t *allowed, const uint8_t *touched,
-                          edge_candidate *out) noexcept nogil
-        size_t (*above)(const float *x, size_t n, float value, const float *maxima) noexcept nogil
-        void (*spread)(const float *x, size_t n, float best, edge_spread *out) noexcept nogil
-        void (*weigh)(edge_candidate *c, size_t n, float best, float scale) noexcept nogil
-        const char *name
-
-    const edge_kernels *edge_kernels_of(const char *name)
-    void edge_sort(edge_candidate *c, size_t n)
-    float edge_kth_largest(float *x, size_t n, size_t k)
-    void edge_keep_best(edge_candidate *c, size_t n, size_t k)
-    size_t edge_keep_mass(edge_candidate *c, size_t n, double target)
-
-
 cdef Py_ssize_t LONGEST_HISTORY = 1 << 24
 cdef size_t SUM_BLOCK = 1024
 cdef size_t BLOCK = 256
@@ -68,18 +32,52 @@ def instruction_sets():
     return tuple(name.decode() for name in names if edge_kernels_of(name) != NULL)
 
 
+def log_probs_at(size_t address, Py_ssize_t size, tokens):
+    """Return the log-probabilities of some tokens under the float row at a memory address.
+
+    Args:
+        address: of the row; the caller vouches for it.
+        size: its entries.
+        tokens: ids below ``size``.
+
+    Raises:
+        InputError: the address is null or a token lies outside the row.
+        GenerationError: the row holds NaN or +inf, or nothing but -inf.
+
+    """
+    cdef const float *row = <const float *>address
+    cdef const edge_kernels *kernels = edge_kernels_of(NULL)
+    cdef size_t blocks = (size + BLOCK - 1) // BLOCK, b
+    cdef float *maxima
+    cdef float best = -INFINITY
+    cdef edge_sums sums
+    cdef int nan
+    cdef double log_sum
+    if address == 0 or size < 1:
+        raise InputError("There is no row of logits at address 0.")
+    maxima = <float *>malloc(blocks * sizeof(float))
+    if maxima == NULL:
+        raise MemoryError
+    with nogil:
+        nan = kernels.maxima(row, size, NULL, maxima)
+        for b in range(blocks):
+            best = max(best, maxima[b])
+        if not nan and isfinite(best):
+            kernels.sums(row, size, best, 1.0, NULL, NULL, &sums)
+        free(maxima)
+    if nan or not isfinite(best):
+        raise GenerationError(REFUSALS[1] if best == -INFINITY and not nan else REFUSALS[0])
+    log_sum = <double>best + log(sums.mass)
+    found = []
+    for token in tokens:
+        if not 0 <= token < size:
+            raise InputError(f"Token {token} is outside the vocabulary of {size}.")
+        found.append(<double>row[<Py_ssize_t>token] - log_sum)
+    return found
+
+
 cdef inline uint64_t rotate(uint64_t x, int by) noexcept nogil:
     return (x << by) | (x >> (64 - by))
-
-
-cdef struct Row:
-    const float *x
-    const uint32_t *allowed
-    float best            # of the unmasked row
-    float second
-    float top             # of the changed and masked row
-    bint summed
-    edge_sums sums
 
 
 @cython.final
@@ -99,36 +97,6 @@ cdef class Sampler:
         ConfigError: this machine has no such instruction set.
 
     """
-
-    cdef readonly object params
-    cdef readonly Py_ssize_t vocab_size
-    cdef readonly bint statistics
-    cdef const edge_kernels *kernels
-    cdef size_t blocks, sum_blocks
-    cdef float *maxima          # of the unmasked row
-    cdef float *own             # of what is allowed and not changed
-    cdef float *spare
-    cdef double *masses
-    cdef edge_candidate *found
-    cdef edge_candidate *other  # only for typical; made when needed
-    cdef edge_candidate *changed
-    cdef size_t n_changed, n_bias
-    cdef int32_t *bias_tokens
-    cdef float *bias_values
-    cdef uint8_t *touched
-    cdef uint8_t *breaker
-    cdef int32_t *counts
-    cdef int32_t *history
-    cdef Py_ssize_t keeps, seen, window, dry_window
-    cdef uint64_t state[4]
-    cdef double temperature, top_p, min_p, typical_p, top_n_sigma
-    cdef double repetition, frequency, presence
-    cdef double xtc_probability, xtc_threshold, dynamic_range, dynamic_exponent
-    cdef double mirostat_tau, mirostat_eta, mu
-    cdef double dry_multiplier, dry_base
-    cdef Py_ssize_t dry_allowed
-    cdef size_t top_k
-    cdef bint penalised, cuts
 
     def __cinit__(self, params, Py_ssize_t vocab_size, *, bint statistics=True,
                   instruction_set=None):
@@ -327,7 +295,7 @@ cdef class Sampler:
     cdef object _sample(self, const float *x, allowed):
         cdef Row row
         cdef int64_t token
-        cdef size_t rank = 0
+        cdef double stats[7]
         cdef const uint32_t[::1] mask
         row.x = x
         row.allowed = NULL
@@ -341,26 +309,13 @@ cdef class Sampler:
                 raise InputError(f"The mask has {mask.shape[0]} words, not {wanted}.")
             row.allowed = &mask[0]
         with nogil:
-            token = self._draw(&row)
-            if token >= 0 and self.statistics and x[token] < row.best:
-                rank = self.kernels.above(x, self.vocab_size, x[token], self.maxima)
+            token = draw_from(self, &row, stats)
         if token < 0:
-            raise GenerationError(_REFUSED[-token - 1])
+            raise GenerationError(REFUSALS[-token - 1])
         if not self.statistics:
             return TokenStats(token, NAN, NAN, NAN)
-        return self._stats(&row, token, rank)
-
-    cdef object _stats(self, Row *row, int64_t token, size_t rank):
-        cdef double log_sum = log(row.sums.mass)
         return TokenStats(
-            token,
-            <double>row.x[token] - <double>row.best - log_sum,
-            fmax(0.0, log_sum - row.sums.moment / row.sums.mass),
-            <double>row.best - <double>row.second if isfinite(row.second) else INFINITY,
-            <double>row.best + log_sum,
-            row.sums.square / (row.sums.mass * row.sums.mass),
-            min(1.0, row.sums.allowed / row.sums.mass),
-            rank,
+            token, stats[0], stats[1], stats[2], stats[3], stats[4], stats[5], <size_t>stats[6]
         )
 
     cdef int64_t _draw(self, Row *row) noexcept nogil:
@@ -781,7 +736,33 @@ cdef class Sampler:
         return <double>(result >> 11) * (1.0 / 9007199254740992.0)
 
 
-_REFUSED = (
+cdef int64_t draw_from(Sampler sampler, Row *row, double *stats) noexcept nogil:
+    """Draw a token; fill seven numbers in the order of ``TokenStats`` where they are wanted."""
+    cdef int64_t token = sampler._draw(row)
+    cdef double log_sum
+    if token < 0 or not sampler.statistics:
+        return token
+    log_sum = log(row.sums.mass)
+    stats[0] = <double>row.x[token] - <double>row.best - log_sum
+    stats[1] = fmax(0.0, log_sum - row.sums.moment / row.sums.mass)
+    stats[2] = <double>row.best - <double>row.second if isfinite(row.second) else INFINITY
+    stats[3] = <double>row.best + log_sum
+    stats[4] = row.sums.square / (row.sums.mass * row.sums.mass)
+    stats[5] = min(1.0, row.sums.allowed / row.sums.mass)
+    stats[6] = 0.0
+    if row.x[token] < row.best:
+        stats[6] = <double>sampler.kernels.above(
+            row.x, sampler.vocab_size, row.x[token], sampler.maxima
+        )
+    return token
+
+
+cdef void accept_token(Sampler sampler, Py_ssize_t token) noexcept nogil:
+    """Add a token of the vocabulary to the history."""
+    sampler._accept(token)
+
+
+REFUSALS = (
     "The row of logits holds NaN or +inf.",
     "No token of the row is possible: every logit is -inf.",
     "No allowed token is possible: every logit is -inf.",

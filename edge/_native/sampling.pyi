@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from edge.types import SamplingParams, TokenStats
 
 def instruction_sets() -> tuple[str, ...]: ...
+def log_probs_at(address: int, size: int, tokens: Iterable[int]) -> list[float]: ...
 
 @final
 class Sampler:

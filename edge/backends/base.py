@@ -15,6 +15,33 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.backends.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a loaded model runs, beside where it was asked to.
+
+    Attributes:
+        asked: the device that was asked for; ``auto`` where it was chosen by measuring.
+        used: the device that runs it.
+        share: of the model's nodes or layers that run on ``used``, 0..1; the others run on the
+            CPU. ``None`` where the engine does not say.
+        why: the reason of a fallback or of a choice; empty where there is nothing to say.
+
+    """
+
+    asked: str
+    used: str
+    share: float | None = 1.0
+    why: str = ""
+
+    @property
+    def fallback(self) -> bool:
+        """Whether less runs on the device than was asked for."""
+        elsewhere = self.asked not in {"auto", self.used}
+        return elsewhere or (self.share is not None and self.share < 1)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -29,6 +56,7 @@ class ModelInfo:
         vocab_size: width of a row of logits; 0 for an encoder.
         dimensions: width of an embedding; 0 for a decoder.
         threads: threads one forward pass uses, chosen by measurement.
+        placement: what was asked, what is used and why; ``None`` where the engine keeps no record.
 
     """
 
@@ -40,6 +68,7 @@ class ModelInfo:
     vocab_size: int = 0
     dimensions: int = 0
     threads: int = 1
+    placement: Placement | None = None
 
 
 class Encoder(Protocol):
@@ -50,8 +79,15 @@ class Encoder(Protocol):
         """What is known of the model."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one unit vector per text, float32 ``[len(texts), dimensions]``."""
+    def embed(self, texts: Sequence[str], *, max_tokens: int | None = None) -> NDArray[np.float32]:
+        """Return one unit vector per text, float32 ``[len(texts), dimensions]``.
+
+        Args:
+            texts: what to embed.
+            max_tokens: so many tokens of a text are read, at least 1 and at most
+                ``info.context``, which is the limit where ``None``.
+
+        """
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -90,6 +126,11 @@ class Decoder(Protocol):
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
+        ...
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """Runs generations natively and together; ``None`` for the loop in Python."""
         ...
 
     @property

@@ -58,6 +58,11 @@ class FakeDecoder:
         return self._info
 
     @property
+    def scheduler(self) -> None:
+        """Generations run through the loop in Python."""
+        return None
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a generation."""
         return frozenset({END})
@@ -160,13 +165,14 @@ class FakeEncoder:
         """What is known of the model."""
         return self._info
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], *, max_tokens: int | None = None) -> NDArray[np.float32]:
         """Return one unit vector per text, float32 ``[len(texts), dimensions]``."""
+        limit = min(max_tokens or self._info.context, self._info.context)
         if self._closed:
             raise ModelError(f"{self._info.name} is closed.", hint="Open it again.")
         vectors = np.zeros((len(texts), self._info.dimensions), np.float32)
         for row, text in zip(vectors, texts, strict=True):
-            for word in _words(text)[: self._info.context] or [""]:
+            for word in _words(text)[:limit] or [""]:
                 hashed = hashlib.blake2b(word.encode(errors="replace"), digest_size=8).digest()
                 place = int.from_bytes(hashed[:4], "little") % self._info.dimensions
                 row[place] += 1.0 if hashed[4] % 2 else -1.0

@@ -1,4 +1,7 @@
-"""The token loop: a prompt's tokens in, text out, piece by piece. One loop for every engine.
+"""The token loop: a prompt's tokens in, text out, piece by piece.
+
+A decoder with a scheduler runs it natively, for many callers at once; the loop in Python, with the
+same results, serves every other engine.
 
 Guarantees: no piece holds a broken character, whatever tokens split it; the pieces joined are the
 final text; a stop string never shows, also where it spans tokens, and where it ends does not
@@ -9,21 +12,26 @@ of tasks, prompts' wording or judging.
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge._native.engine import Request
 from edge._native.sampling import Sampler
 from edge.backends.base import Decoder, DecoderSequence
+from edge.backends.scheduler import Scheduler, Ticket
 from edge.errors import InputError
 from edge.types import SamplingParams, TokenStats, Usage
 
 Finish = Literal["stop", "length", "cancelled"]
 Allowed = Callable[[Sequence[int]], NDArray[np.uint32] | None]
 """From the tokens generated so far to the mask of the next one, or ``None`` for any token."""
+Forced = Callable[[Sequence[int]], Sequence[int]]
+"""From the tokens generated so far, at least one, to those that must follow, maybe none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,8 @@ class Generation:
         text: all characters, without the stop string; the bytes of a last character that was cut
             off are left out.
         tokens: every generated token, the one that ended it included.
-        stats: one entry per token, in order.
+        stats: one entry per token, in order; that of a forced token, which no row was read for, has
+            no numbers (``logprob`` is NaN).
         finish: ``stop`` for an end token or a stop string, ``length`` for ``max_tokens`` or a full
             context, ``cancelled`` where ``cancel`` said so.
         usage: tokens of the prompt and tokens generated.
@@ -58,13 +67,16 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     cancel: Callable[[], bool] | None = None,
     allowed: Allowed | None = None,
+    forced: Forced | None = None,
+    shared: int = 0,
+    statistics: bool = True,
 ) -> Generation:
     """Generate to the end.
 
     Arguments and errors are those of ``stream``; ``on_text`` is called with each piece of text as
     soon as it is certain.
     """
-    steps = stream(
+    steps = _start(
         decoder,
         prompt_tokens,
         params=params,
@@ -72,6 +84,10 @@ def generate(
         stop=stop,
         cancel=cancel,
         allowed=allowed,
+        forced=forced,
+        shared=shared,
+        statistics=statistics,
+        streams=on_text is not None,
     )
     for step in steps:
         if isinstance(step, Generation):
@@ -90,6 +106,9 @@ def stream(
     stop: Sequence[str] = (),
     cancel: Callable[[], bool] | None = None,
     allowed: Allowed | None = None,
+    forced: Forced | None = None,
+    shared: int = 0,
+    statistics: bool = True,
 ) -> Iterator[str | Generation]:
     """Yield pieces of text as they become certain and, last, the ``Generation``.
 
@@ -102,17 +121,62 @@ def stream(
         cancel: asked before every forward pass.
         allowed: gives the mask of the next token, uint32 ``[ceil(vocab_size / 32)]``, where bit
             ``i % 32`` of word ``i // 32`` allows token ``i``.
+        forced: gives tokens that must follow once the first one is drawn; the next forward pass
+            takes in all of them.
+        shared: how many of the first prompt tokens other prompts begin with too; a decoder with a
+            scheduler keeps what it computed for them.
+        statistics: read log-probability, entropy and the rest off every row; ``stats`` holds only
+            tokens without it.
 
     Raises:
         InputError: the prompt is empty or does not fit the context, or an argument is wrong.
+        Busy: too many requests wait for the model already.
         GenerationError: the engine failed.
 
     """
+    return _start(
+        decoder,
+        prompt_tokens,
+        params=params,
+        max_tokens=max_tokens,
+        stop=stop,
+        cancel=cancel,
+        allowed=allowed,
+        forced=forced,
+        shared=shared,
+        statistics=statistics,
+        streams=True,
+    )
+
+
+def _start(
+    decoder: Decoder,
+    prompt_tokens: Sequence[int],
+    *,
+    params: SamplingParams,
+    max_tokens: int,
+    stop: Sequence[str],
+    cancel: Callable[[], bool] | None,
+    allowed: Allowed | None,
+    forced: Forced | None,
+    shared: int,
+    statistics: bool,
+    streams: bool,
+) -> Iterator[str | Generation]:
     _check(decoder, prompt_tokens, max_tokens, stop)
     run = _Run(
-        decoder, prompt_tokens, params=params, max_tokens=max_tokens, stop=stop, allowed=allowed
+        decoder,
+        prompt_tokens,
+        params=params,
+        max_tokens=max_tokens,
+        stop=stop,
+        allowed=allowed,
+        forced=forced,
+        statistics=statistics,
     )
-    return _steps(run, cancel)
+    if decoder.scheduler is None:
+        return _steps(run, cancel)
+    return _native(decoder.scheduler, run, cancel, shared=shared, streams=streams)
 
 
 def _check(
@@ -145,31 +209,42 @@ class _Run:
         max_tokens: int,
         stop: Sequence[str],
         allowed: Allowed | None,
+        forced: Forced | None,
+        statistics: bool,
     ) -> None:
         self.decoder = decoder
         self.prompt = list(prompt_tokens)
         self.room = min(max_tokens, decoder.info.context - len(self.prompt))
-        self.sampler = Sampler(params, decoder.info.vocab_size)
+        self.sampler = Sampler(params, decoder.info.vocab_size, statistics=statistics)
         self.sampler.accept_all(self.prompt)
         self.allowed = allowed
+        self.forced = forced
         self.text = _Text(tuple(stop))
         self.tokens: list[int] = []
         self.stats: list[TokenStats] = []
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
-        """Draw the next token and remember it."""
+    def step(self, logits: NDArray[np.float32]) -> tuple[list[int], Finish | None]:
+        """Draw the next token and add those forced after it; say whether that is the end."""
         mask = None if self.allowed is None else self.allowed(self.tokens)
-        stats = self.sampler.sample(logits, allowed=mask)
+        drawn = self.sampler.sample(logits, allowed=mask)
+        new, finish = [drawn.token], self.take(drawn)
+        if self.forced is None or finish is not None:
+            return new, finish
+        for token in self.forced(tuple(self.tokens)):
+            new.append(token)
+            finish = self.take(TokenStats(token, math.nan, math.nan, math.nan))
+            if finish is not None:
+                break
+        return new, finish
+
+    def take(self, stats: TokenStats) -> Finish | None:
+        """Remember a token, add its characters, say whether the generation ends with it."""
         self.sampler.accept(stats.token)
         self.tokens.append(stats.token)
         self.stats.append(stats)
-        return stats.token
-
-    def take(self, token: int) -> Finish | None:
-        """Add a token's characters and say whether the generation ends with it."""
-        if token in self.decoder.end_tokens:
+        if stats.token in self.decoder.end_tokens:
             return "stop"
-        if self.text.add(self.decoder.piece(token)):
+        if self.text.add(self.decoder.piece(stats.token)):
             return "stop"
         return "length" if len(self.tokens) >= self.room else None
 
@@ -182,6 +257,45 @@ class _Run:
             finish=finish,
             usage=Usage(len(self.prompt), len(self.tokens)),
         )
+
+
+def _native(
+    scheduler: Scheduler,
+    run: _Run,
+    cancel: Callable[[], bool] | None,
+    *,
+    shared: int,
+    streams: bool,
+) -> Iterator[str | Generation]:
+    """Let the scheduler run the steps; only bytes become characters here."""
+    request = Request(
+        run.sampler,
+        run.prompt,
+        run.room,
+        stops=[stop.encode() for stop in run.text.stop],
+        constrained=run.allowed is not None,
+        streams=streams,
+    )
+    characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    ticket = Ticket(
+        request,
+        allowed=run.allowed,
+        forced=run.forced,
+        cancel=cancel,
+        prefix=tuple(run.prompt[:shared]),
+    )
+    released = []
+    for piece in scheduler.stream(ticket):
+        if text := characters.decode(piece):
+            released.append(text)
+            yield text
+    yield Generation(
+        text="".join(released),
+        tokens=request.tokens,
+        stats=request.stats(),
+        finish=cast("Finish", request.finish),
+        usage=Usage(len(run.prompt), request.generated),
+    )
 
 
 def _steps(run: _Run, cancel: Callable[[], bool] | None) -> Iterator[str | Generation]:
@@ -202,13 +316,11 @@ def _tokens(
     while True:
         if cancel is not None and cancel():
             return "cancelled"
-        token = run.sample(sequence.forward(ahead))
-        finish = run.take(token)
+        ahead, finish = run.step(sequence.forward(ahead))
         if finish is not None:
             return finish
         if piece := run.text.release():
             yield piece
-        ahead = (token,)
 
 
 @dataclass

@@ -17,11 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backends.base import ModelInfo
+from edge.backends.decide import Question
 from edge.backends.gguf import check_gguf
+from edge.backends.llama_decide import Decider
+from edge.backends.llama_engine import open_engine
 from edge.backends.llama_handles import FailedError, Handles, closed_error
 from edge.backends.llama_library import llama_library
+from edge.backends.prefixes import Snapshots
+from edge.backends.scheduler import Scheduler
 from edge.backends.threads import choose_threads, fixed_threads, thread_candidates
 from edge.errors import Busy, DeviceFallback, GenerationError, InputError
+
+PREFIX_SEQUENCES = 2
+"""Sequences beyond the callers' own that keep prompts' beginnings."""
 
 _PROBE_TOKENS = 16
 _PROBE_SLACK_S = 0.005
@@ -35,18 +43,44 @@ class LlamaDecoder:
     Safe to call from several threads.
     """
 
-    def __init__(self, handles: Handles, info: ModelInfo, *, wait_s: float) -> None:
+    def __init__(
+        self,
+        handles: Handles,
+        info: ModelInfo,
+        *,
+        wait_s: float = 60.0,
+        snapshots: Path | None = None,
+    ) -> None:
         self._handles = handles
         self._info = info
         self._wait_s = wait_s
-        self._free = list(range(handles.sequences - 1, -1, -1))
+        own = handles.sequences - PREFIX_SEQUENCES
+        self._free = list(range(own - 1, -1, -1))
         self._turn = threading.Condition()
         vocab, lib = handles.vocab, handles.lib
         self._bos = int(lib.llama_vocab_bos(vocab)) if lib.llama_vocab_get_add_bos(vocab) else -1
         self._end_tokens = frozenset(
             token for token in range(info.vocab_size) if lib.llama_vocab_is_eog(vocab, token)
         )
-        self._release = weakref.finalize(self, handles.free)
+        self._decider = Decider(handles, threads=info.threads)
+        self._release = weakref.finalize(self, _free, handles, self._decider)
+        engine = open_engine(handles, self._end_tokens)
+        self._scheduler = (
+            None
+            if engine is None
+            else Scheduler(
+                info.name,
+                engine,
+                _Sequences(self._free, self._turn),
+                context_lock=handles.context_lock,
+                closed=lambda: handles.closed,
+                spare=range(own, handles.sequences),
+                prefixes=None
+                if snapshots is None
+                else Snapshots(snapshots, handles, digest=info.digest),
+                wait_s=wait_s,
+            )
+        )
 
     @classmethod
     def open(
@@ -60,6 +94,7 @@ class LlamaDecoder:
         max_sequences: int = 1,
         device: str = "cpu",
         wait_s: float = 60.0,
+        snapshots: Path | None = None,
     ) -> LlamaDecoder:
         """Load a model.
 
@@ -73,6 +108,7 @@ class LlamaDecoder:
             max_sequences: sequences that may be open at once; each takes memory for a context.
             device: ``cpu``, or ``gpu`` for all layers on the first GPU.
             wait_s: how long ``sequence`` waits for one to come free.
+            snapshots: folder where the KV cache of prompts' beginnings outlives the process.
 
         Raises:
             LoadError: the file is missing, truncated, not GGUF, or not a decoder.
@@ -91,7 +127,9 @@ class LlamaDecoder:
             raise DeviceFallback(
                 f"{name} cannot run on {device!r}: llama.cpp here offers cpu only."
             )
-        handles = Handles(lib, path, context, max_sequences, gpu=device == "gpu")
+        handles = Handles(
+            lib, path, context, max_sequences, spare=PREFIX_SEQUENCES, gpu=device == "gpu"
+        )
         try:
             generating, reading = _choose(handles, fixed)
             handles.set_threads(generating, reading)
@@ -104,7 +142,7 @@ class LlamaDecoder:
                 vocab_size=handles.vocab_size,
                 threads=generating,
             )
-            return cls(handles, info, wait_s=wait_s)
+            return cls(handles, info, wait_s=wait_s, snapshots=snapshots)
         except BaseException:
             handles.free()
             raise
@@ -118,6 +156,11 @@ class LlamaDecoder:
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a generation."""
         return self._end_tokens
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """Runs generations without Python per token; ``None`` where the library does not fit."""
+        return self._scheduler
 
     def tokenize(
         self, text: str, *, add_bos: bool = True, parse_special: bool = False
@@ -169,6 +212,26 @@ class LlamaDecoder:
                 raise Busy(f"All sequences of {self._info.name} are taken.")
             return LlamaSequence(self, self._free.pop())
 
+    def label_scores(
+        self, prompt: Sequence[int], questions: Sequence[Question]
+    ) -> list[list[float]]:
+        """Return the log-probability of every label of every question; generates nothing.
+
+        Args:
+            prompt: tokens that all questions begin with, read once.
+            questions: see ``edge.backends.decide``.
+
+        Raises:
+            InputError: the prompt does not fit, or the labels are no choice.
+            GenerationError: the engine failed.
+            ModelError: the model is closed.
+
+        """
+        try:
+            return self._decider.scores(prompt, questions)
+        except FailedError as error:
+            raise GenerationError(f"{self._info.name} failed on this input: {error}.") from error
+
     def close(self) -> None:
         """Free the model after the running forward pass; calling twice is harmless."""
         self._release()
@@ -192,6 +255,29 @@ class LlamaDecoder:
     def take_back(self, sequence: int) -> None:
         """Give a sequence's cells back; for ``LlamaSequence`` only."""
         self._handles.forget(sequence, 0)
+        with self._turn:
+            self._free.append(sequence)
+            self._turn.notify()
+
+
+class _Sequences:
+    """The free sequences of a decoder, for its scheduler."""
+
+    def __init__(self, free: list[int], turn: threading.Condition) -> None:
+        self._free = free
+        self._turn = turn
+
+    def try_take(self) -> int | None:
+        """Return the lowest free sequence, or ``None``."""
+        with self._turn:
+            if not self._free:
+                return None
+            lowest = min(self._free)
+            self._free.remove(lowest)
+            return lowest
+
+    def give(self, sequence: int) -> None:
+        """Take a sequence back."""
         with self._turn:
             self._free.append(sequence)
             self._turn.notify()
@@ -237,6 +323,11 @@ class LlamaSequence:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _free(handles: Handles, decider: Decider) -> None:
+    decider.close()
+    handles.free()
 
 
 def _choose(handles: Handles, fixed: int | None) -> tuple[int, int]:

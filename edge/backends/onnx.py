@@ -8,25 +8,31 @@ here and lives in a module of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from edge.backends.base import ModelInfo
 from edge.backends.hf_tokens import encode_all, load_tokenizer
+from edge.backends.onnx_auto import as_chosen, resolve_device
+from edge.backends.onnx_batch import Gatherer
 from edge.backends.onnx_decoder import OnnxDecoder
-from edge.backends.onnx_session import open_session, run_session
+from edge.backends.onnx_rows import cut, feed, groups
+from edge.backends.onnx_runner import Ask, Runner
+from edge.backends.onnx_session import Opened, run_session
 from edge.backends.threads import choose_threads, fixed_threads, thread_candidates
 from edge.errors import InputError, LoadError, ModelError
 
 __all__ = ["OnnxDecoder", "OnnxEncoder"]
 
 _KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+_TYPES = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
 _OUTPUT_RANK = 2
 _PROBE_TEXT = "why has my new card not arrived yet, it has been more than two weeks?"
 
@@ -35,14 +41,22 @@ class OnnxEncoder:
     """A sentence encoder whose graph ends in one unit vector per text. Use ``open``."""
 
     def __init__(
-        self, session: Any, tokenizer: Tokenizer, info: ModelInfo, *, max_batch: int = 1
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        *,
+        max_batch: int = 1,
+        buckets: Sequence[int] = (),
     ) -> None:
-        self._session: Any = session
+        self._runner = runner
         self._tokenizer = tokenizer
         self._info = info
         self._max_batch = max_batch
-        self._inputs = [entry.name for entry in session.get_inputs()]
-        self._output = _output(session).name
+        self._buckets = tuple(sorted(buckets))
+        self._inputs = _inputs(runner.session)
+        self._output = _output(runner.session).name
+        self._together = Gatherer(self._vectors, most=max_batch) if max_batch > 1 else None
 
     @classmethod
     def open(
@@ -55,71 +69,93 @@ class OnnxEncoder:
         max_tokens: int = 256,
         threads: int | None = None,
         device: str = "cpu",
+        strict: bool = False,
         max_batch: int = 1,
+        buckets: Sequence[int] = (),
+        memory: Path | None = None,
     ) -> OnnxEncoder:
         """Load an encoder.
 
         Args:
             model: a graph with the inputs ``input_ids`` and ``attention_mask`` (and maybe
-                ``token_type_ids``), int64 ``[batch, length]``, and an output ``[batch, width]``.
+                ``token_type_ids``), int32 or int64 ``[batch, length]``, and an output ``[batch,
+                width]``.
             tokenizer: a ``tokenizer.json``.
             name: the name it is known under.
             digest: sha256 of the model file.
             max_tokens: longer texts are cut to this, the closing special tokens kept.
-            threads: threads per forward pass; measured where ``None``.
-            device: see ``edge.backends.onnx_session.PROVIDERS``.
-            max_batch: the most texts of one length in a forward pass. Above 1 is faster, but the
-                vectors of a dynamically quantized graph then depend on their neighbours.
+            threads: threads per forward pass; measured on the CPU where ``None``, else 1.
+            device: a key of ``edge.backends.onnx_providers.PROVIDERS``, or ``auto`` for the
+                fastest one present.
+            strict: a fallback to the CPU, of one node too, is an error; without it the reason is
+                in ``info.placement``.
+            max_batch: the most texts in a forward pass, those of other threads that call
+                meanwhile included. Above 1 the vectors of a dynamically quantized graph depend on
+                their neighbours.
+            buckets: token counts that the graph's free axes ``batch`` (1) and ``sequence`` are
+                fixed to, for devices that need fixed shapes; a text is padded to the next one.
+            memory: the file that remembers what ``auto`` chose.
 
         Raises:
             LoadError: a file is missing, broken or of the wrong kind.
-            DeviceFallback: the device is not there.
-            InputError: ``max_batch`` or ``max_tokens`` is too small.
+            DeviceFallback: ``strict``, and the device is not there or does not take all of it.
+            InputError: ``max_batch``, ``max_tokens`` or a bucket is too small, or both are given.
 
         """
-        if max_batch < 1 or max_tokens < 1:
-            raise InputError(f"max_batch ({max_batch}) and max_tokens ({max_tokens}) start at 1.")
+        _check_sizes(max_batch, max_tokens, buckets)
         words = load_tokenizer(tokenizer)
         fixed = fixed_threads(threads)
-        if fixed is None:
-            session, chosen = _fastest(model, words, device)
+        size = min(buckets, default=None)
+        probe = encode_all(words, [_PROBE_TEXT])[0]
+
+        def measured(opened: Opened) -> NDArray[Any]:
+            return _probe(model, opened.session, cut(probe, size or max_tokens), size)
+
+        ask = Ask(model, name, fixed or 1, device, strict)
+        ask, why = resolve_device(ask, digest, measured, size=size, memory=memory)
+        if fixed is None and ask.device == "cpu":
+            ask, opened = _fastest_threads(ask, measured, size)
         else:
-            session, chosen = open_session(model, threads=fixed, device=device), fixed
-            _check_inputs(model, session)
+            opened = ask.open(size)
+        runner = Runner(ask, as_chosen(opened, why), size=size)
+        _check_inputs(model, runner.session)
         info = ModelInfo(
             name=name,
             engine="onnx",
             digest=digest,
-            device=device,
-            context=max_tokens,
-            dimensions=_width(model, session),
-            threads=chosen,
+            device=runner.placement.used,
+            context=min(max_tokens, max(buckets, default=max_tokens)),
+            dimensions=_width(model, runner.session),
+            threads=ask.threads,
         )
-        return cls(session, words, info, max_batch=max_batch)
+        return cls(runner, words, info, max_batch=max_batch, buckets=buckets)
 
     @property
     def info(self) -> ModelInfo:
         """What is known of the model; ``context`` is the most tokens read of a text."""
-        return self._info
+        placement = self._runner.placement
+        return dataclasses.replace(self._info, device=placement.used, placement=placement)
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], *, max_tokens: int | None = None) -> NDArray[np.float32]:
         """Return one unit vector per text, float32 ``[len(texts), dimensions]``.
+
+        Args:
+            texts: what to embed.
+            max_tokens: read fewer tokens of a text than the encoder can, the closing special
+                tokens kept.
 
         Raises:
             InputError: a text holds half of a surrogate pair.
             GenerationError: the engine failed.
+            DeviceFallback: the encoder is ``strict`` and the device failed.
             ModelError: the encoder is closed.
 
         """
-        session = self._open_session()
-        rows = [self._ids(encoding) for encoding in encode_all(self._tokenizer, texts)]
-        vectors = np.empty((len(rows), self._info.dimensions), np.float32)
-        for group in self._groups(rows):
-            feed = self._feed([rows[index] for index in group])
-            found = run_session(session.run, [self._output], feed, name=self._info.name)[0]
-            norms = np.linalg.norm(found, axis=1, keepdims=True)
-            vectors[group] = found / np.maximum(norms, np.finfo(np.float32).tiny)
-        return vectors
+        if self._runner.session is None:
+            raise ModelError(f"{self._info.name} is closed.", hint="Open it again.")
+        limit = min(max_tokens or self._info.context, self._info.context)
+        rows = [cut(encoding, limit) for encoding in encode_all(self._tokenizer, texts)]
+        return self._vectors(rows) if self._together is None else self._together.run(rows)
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens ``text`` has before truncation, special tokens included.
@@ -132,75 +168,74 @@ class OnnxEncoder:
 
     def close(self) -> None:
         """Free the model; calling twice is harmless, and a running ``embed`` ends first."""
-        self._session = None
+        self._runner.close()
 
-    def _open_session(self) -> Any:
-        session = self._session
-        if session is None:
-            raise ModelError(f"{self._info.name} is closed.", hint="Open it again.")
-        return session
-
-    def _ids(self, encoding: Encoding) -> list[int]:
-        """Return the token ids, cut in the text and not in the special tokens that close it."""
-        ids, limit = encoding.ids, self._info.context
-        if len(ids) <= limit:
-            return list(ids)
-        closing = 0
-        while closing < limit and encoding.special_tokens_mask[-1 - closing]:
-            closing += 1
-        return [*ids[: limit - closing], *ids[len(ids) - closing :]]
-
-    def _groups(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return indices of rows of one length, at most ``max_batch`` together."""
-        groups: list[list[int]] = []
-        for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
-            last = groups[-1] if groups else []
-            if last and len(last) < self._max_batch and len(rows[last[0]]) == len(rows[index]):
-                last.append(index)
-            else:
-                groups.append([index])
-        return groups
-
-    def _feed(self, rows: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-        return _feed(rows, self._inputs)
+    def _vectors(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        vectors = np.empty((len(rows), self._info.dimensions), np.float32)
+        for group in groups([len(row) for row in rows], most=self._max_batch):
+            longest = len(rows[group[-1]])
+            size = next((bucket for bucket in self._buckets if longest <= bucket), None)
+            inputs = feed([rows[index] for index in group], self._inputs, size=size)
+            found = self._runner.run([self._output], inputs, size=size)[0]
+            norms = np.linalg.norm(found, axis=1, keepdims=True)
+            vectors[group] = found / np.maximum(norms, np.finfo(np.float32).tiny)
+        return vectors
 
 
-def _feed(rows: Sequence[Sequence[int]], inputs: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    ids = np.array(rows, np.int64)
-    columns = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "token_type_ids": np.zeros_like(ids),
-    }
-    return {name: columns[name] for name in inputs}
+def _check_sizes(max_batch: int, max_tokens: int, buckets: Sequence[int]) -> None:
+    if min(max_batch, max_tokens, *buckets) < 1:
+        raise InputError(
+            f"max_batch ({max_batch}), max_tokens ({max_tokens}) and buckets ({list(buckets)}) "
+            "start at 1."
+        )
+    if buckets and max_batch > 1:
+        raise InputError(
+            f"An encoder with buckets has one text a pass; max_batch is {max_batch}.",
+            hint="Leave out one of the two.",
+        )
 
 
-def _fastest(model: Path, tokenizer: Tokenizer, device: str) -> tuple[Any, int]:
-    """Return the session with the fastest thread count; the other ones are dropped."""
-    sessions: dict[int, Any] = {}
-    probe = [encode_all(tokenizer, [_PROBE_TEXT])[0].ids]
+def _probe(model: Path, session: Any, row: Sequence[int], size: int | None) -> NDArray[Any]:
+    """Return the vector of one row."""
+    _check_inputs(model, session)
+    inputs = feed([row], _inputs(session), size=size)
+    found: NDArray[Any] = run_session(
+        session.run, [_output(session).name], inputs, name=model.name
+    )[0]
+    return found
 
-    def session_with(threads: int) -> Any:
+
+def _fastest_threads(
+    ask: Ask, probe: Callable[[Opened], NDArray[Any]], size: int | None
+) -> tuple[Ask, Opened]:
+    """Return the ask and the session with the fastest thread count on the CPU."""
+    sessions: dict[int, tuple[Ask, Opened]] = {}
+
+    def session_with(threads: int) -> tuple[Ask, Opened]:
         if threads not in sessions:
-            sessions[threads] = open_session(model, threads=threads, device=device)
-            _check_inputs(model, sessions[threads])
+            asked = dataclasses.replace(ask, threads=threads)
+            sessions[threads] = asked, asked.open(size)
         return sessions[threads]
 
     def measure(threads: int) -> float:
-        session = session_with(threads)
-        feed = _feed(probe, [entry.name for entry in session.get_inputs()])
+        _, opened = session_with(threads)
         begin = time.perf_counter()
-        run_session(session.run, [_output(session).name], feed, name=model.name)
+        probe(opened)
         return time.perf_counter() - begin
 
-    chosen = choose_threads(measure, candidates=thread_candidates())
-    return session_with(chosen), chosen
+    return session_with(choose_threads(measure, candidates=thread_candidates()))
 
 
 def _check_inputs(model: Path, session: Any) -> None:
-    names = {entry.name for entry in session.get_inputs()}
-    if not {"input_ids"} <= names <= _KNOWN_INPUTS:
-        raise LoadError(f"{model} is not a sentence encoder: its inputs are {sorted(names)}.")
+    found = {entry.name: entry.type for entry in session.get_inputs()}
+    if not {"input_ids"} <= found.keys() <= _KNOWN_INPUTS:
+        raise LoadError(f"{model} is not a sentence encoder: its inputs are {sorted(found)}.")
+    if unknown := sorted(set(found.values()) - _TYPES.keys()):
+        raise LoadError(f"{model} is not a sentence encoder: its inputs are of type {unknown}.")
+
+
+def _inputs(session: Any) -> dict[str, Any]:
+    return {entry.name: _TYPES[entry.type] for entry in session.get_inputs()}
 
 
 def _output(session: Any) -> Any:

@@ -1,12 +1,14 @@
 """Decoders in ONNX files with past and present key values, run by ONNX Runtime.
 
 Which inputs a graph has, how its key values are laid out and which present belongs to which past
-is read off the graph. Each sequence holds its own past; on the CPU it passes from call to call
-without a copy. Forward passes of one model take turns. Knows nothing of sampling or prompts.
+is read off the graph. Each sequence holds its own past, which passes from call to call without a
+copy, in the device's memory where it has one. Forward passes of one model take turns. Knows nothing
+of sampling or prompts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Collection, Sequence
@@ -20,7 +22,10 @@ from tokenizers import Tokenizer
 
 from edge.backends.base import ModelInfo
 from edge.backends.hf_tokens import encode_all, load_tokenizer, token_pieces
-from edge.backends.onnx_session import open_session, run_session
+from edge.backends.onnx_auto import as_chosen, resolve_device
+from edge.backends.onnx_past import Past, advance
+from edge.backends.onnx_runner import Ask, Runner
+from edge.backends.onnx_session import Opened
 from edge.backends.threads import fixed_threads
 from edge.errors import InputError, LoadError, ModelError
 
@@ -61,15 +66,17 @@ class OnnxDecoder:
 
     def __init__(
         self,
-        session: Any,
+        runner: Runner,
         graph: _Graph,
         tokenizer: Tokenizer,
         info: ModelInfo,
         *,
         bos_token: int | None,
         end_tokens: Collection[int],
+        io_binding: bool | None = None,
     ) -> None:
-        self._session: Any = session
+        self._runner = runner
+        self._bind = io_binding
         self._graph = graph
         self._tokenizer = tokenizer
         self._info = info
@@ -91,6 +98,9 @@ class OnnxDecoder:
         end_tokens: Collection[int] = (),
         threads: int | None = None,
         device: str = "cpu",
+        strict: bool = False,
+        io_binding: bool | None = None,
+        memory: Path | None = None,
     ) -> OnnxDecoder:
         """Load a decoder.
 
@@ -103,32 +113,58 @@ class OnnxDecoder:
             bos_token: the token a prompt begins with; see ``genai_tokens``.
             end_tokens: tokens that end a generation.
             threads: threads per forward pass; 1 where ``None`` and ``EDGE_THREADS`` is not set.
-            device: see ``edge.backends.onnx_session.PROVIDERS``.
+            device: a key of ``edge.backends.onnx_providers.PROVIDERS``, or ``auto`` for the
+                fastest one present.
+            strict: a fallback to the CPU, of one node too, is an error; without it the reason is
+                in ``info.placement``.
+            io_binding: whether key values are bound to the session; where ``None``, where the
+                device has a memory of its own. The answers are the same.
+            memory: the file that remembers what ``auto`` chose.
 
         Raises:
             LoadError: a file is missing, broken or of the wrong kind.
-            DeviceFallback: the device is not there.
+            DeviceFallback: ``strict``, and the device is not there or does not take all of it.
 
         """
         words = load_tokenizer(tokenizer)
-        chosen = fixed_threads(threads) or 1
-        session = open_session(model, threads=chosen, device=device)
-        graph = _read_graph(model, session)
+        ask = Ask(model, name, fixed_threads(threads) or 1, device, strict)
+
+        def probe(opened: Opened) -> NDArray[Any]:
+            graph = _read_graph(model, opened.session)
+            return _advance(opened, graph, [0], 0, dict(graph.past), bind=io_binding)[0]
+
+        ask, why = resolve_device(ask, digest, probe, memory=memory)
+        runner = Runner(ask, as_chosen(ask.open(), why))
+        graph = _read_graph(model, runner.session)
         info = ModelInfo(
             name=name,
             engine="onnx",
             digest=digest,
-            device=device,
+            device=runner.placement.used,
             context=context,
             vocab_size=graph.vocab_size,
-            threads=chosen,
+            threads=ask.threads,
         )
-        return cls(session, graph, words, info, bos_token=bos_token, end_tokens=end_tokens)
+        return cls(
+            runner,
+            graph,
+            words,
+            info,
+            bos_token=bos_token,
+            end_tokens=end_tokens,
+            io_binding=io_binding,
+        )
 
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
-        return self._info
+        placement = self._runner.placement
+        return dataclasses.replace(self._info, device=placement.used, placement=placement)
+
+    @property
+    def scheduler(self) -> None:
+        """Generations run through the loop in Python."""
+        return None
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -169,34 +205,27 @@ class OnnxDecoder:
             ModelError: the model is closed.
 
         """
-        self._open_session()
+        if self._runner.session is None:
+            raise ModelError(f"{self._info.name} is closed.", hint="Open it again.")
         return OnnxSequence(self, dict(self._graph.past))
 
     def close(self) -> None:
         """Free the model; calling twice is harmless, and a running forward pass ends first."""
         with self._lock:
-            self._session = None
+            self._runner.close()
 
     def forward(
-        self, tokens: Sequence[int], length: int, past: dict[str, NDArray[Any]]
-    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        self, tokens: Sequence[int], length: int, past: Past
+    ) -> tuple[NDArray[np.float32], Past]:
         """Return the last row and the new past; for ``OnnxSequence`` only."""
         self._check(tokens, length)
-        graph = self._graph
-        feed = {**_plain(graph, tokens, length), **past}
         with self._lock:
-            session = self._open_session()
-            names = [graph.logits, *graph.present]
-            logits, *present = run_session(session.run, names, feed, name=self._info.name)
+            logits, present = self._runner.attempt(
+                lambda opened: _advance(opened, self._graph, tokens, length, past, bind=self._bind)
+            )
         row: NDArray[np.float32] = np.ascontiguousarray(logits[0, -1], np.float32)
         row.flags.writeable = False
-        return row, dict(zip(past, present, strict=True))
-
-    def _open_session(self) -> Any:
-        session = self._session
-        if session is None:
-            raise ModelError(f"{self._info.name} is closed.", hint="Open it again.")
-        return session
+        return row, present
 
     def _check(self, tokens: Sequence[int], length: int) -> None:
         total, limit = length + len(tokens), self._info.context
@@ -218,9 +247,9 @@ class OnnxDecoder:
 class OnnxSequence:
     """One sequence of an ``OnnxDecoder``; see ``edge.backends.base.DecoderSequence``."""
 
-    def __init__(self, decoder: OnnxDecoder, past: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, decoder: OnnxDecoder, past: Past) -> None:
         self._decoder = decoder
-        self._past: dict[str, NDArray[Any]] | None = past
+        self._past: Past | None = past
         self._length = 0
 
     def __len__(self) -> int:
@@ -277,6 +306,25 @@ def genai_tokens(path: Path) -> GenaiTokens:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(f"{path} is not a usable genai_config.json: {error!r}.") from error
+
+
+def _advance(
+    opened: Opened,
+    graph: _Graph,
+    tokens: Sequence[int],
+    length: int,
+    past: Past,
+    *,
+    bind: bool | None,
+) -> tuple[NDArray[Any], Past]:
+    return advance(
+        opened,
+        _plain(graph, tokens, length),
+        past,
+        logits=graph.logits,
+        present=graph.present,
+        bind=bind,
+    )
 
 
 def _plain(graph: _Graph, tokens: Sequence[int], length: int) -> dict[str, NDArray[Any]]:

@@ -85,7 +85,7 @@ def _line(cells: Sequence[str]) -> Table:
 
 
 def _cells(result: Result) -> list[str]:
-    answer = escape(show.answer(result.value)) + (" ?" if result.provisional else "")
+    answer = escape(show.answer(result.value)) + (" ?" if result.route is Route.DEFERRED else "")
     return [
         f"[bold cyan]{answer}[/bold cyan]",
         show.confidence(result),

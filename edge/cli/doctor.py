@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sqlite3
 from dataclasses import dataclass, field
@@ -15,9 +16,13 @@ from edge.backends.devices import Devices, survey
 from edge.cli import show
 from edge.cli.models import store
 from edge.cli.run import AsJson, Pack, State
+from edge.cloud.pool import Pool
 from edge.config import state_folder
 from edge.errors import EdgeError
 from edge.pack import find_pack, load_pack
+from edge.roster import model_store
+from edge.runtime import Runtime
+from edge.task import Pack as LoadedPack
 
 _BUDGET = ("spent", "held", "remaining")
 _WAL_BUG = (3, 7, 0), (3, 51, 2)
@@ -38,8 +43,9 @@ def doctor(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = False
     devices = survey()
     _engines(found, devices)
     _sqlite(found)
-    _models(found, state)
-    _state(found, pack, state)
+    loaded = _pack(found, pack)
+    _models(found, loaded, state)
+    _state(found, loaded, state)
     if as_json:
         show.print_json({**found.facts, "problems": found.problems, "notes": found.notes})
     else:
@@ -64,8 +70,28 @@ def _sqlite(found: _Findings) -> None:
         )
 
 
-def _models(found: _Findings, state: str | None) -> None:
-    models = store(state)
+def _pack(found: _Findings, pack: str) -> LoadedPack | None:
+    """Read the pack and make sure that its pools could be asked."""
+    found.facts["pack"] = pack
+    try:
+        loaded = load_pack(find_pack(pack))
+    except EdgeError as error:
+        found.problems.append(str(error))
+        return None
+    found.facts["tasks"] = sorted(loaded.tasks)
+    for name, spec in loaded.pools.items():
+        try:
+            Pool(name, spec, env=os.environ).check()
+        except EdgeError as error:
+            found.problems.append(str(error))
+    return loaded
+
+
+def _models(found: _Findings, pack: LoadedPack | None, state: str | None) -> None:
+    try:
+        models = model_store(pack, state_folder(state)) if pack else store(state)
+    except EdgeError:
+        models = store(state)  # opening the runtime says why
     found.facts["models"] = models.names()
     for name in models.names():
         try:
@@ -74,13 +100,15 @@ def _models(found: _Findings, state: str | None) -> None:
             found.problems.append(f"model {name}: {error.message}")
 
 
-def _state(found: _Findings, pack: str, state: str | None) -> None:
-    found.facts |= {"state": str(state_folder(state)), "pack": pack}
+def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None:
+    folder = state_folder(state)
+    found.facts["state"] = str(folder)
+    if pack is None:
+        return
     try:
-        loaded = load_pack(find_pack(pack))
-        found.facts["tasks"] = sorted(loaded.tasks)
-        with edge.open(pack, state=state, offline=True) as runtime:
+        with Runtime(pack, folder, offline=True) as runtime:
             ledger = runtime.book.ledger
+            found.facts["tasks"] = sorted(runtime.tasks())
             found.facts["queue"] = runtime.book.queue.counts()
             found.facts["budget"] = {
                 "spent_microusd": ledger.spent_microusd(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -52,8 +53,7 @@ def train(
     texts, labels = read_examples(examples)
     models = store(state)
     local = LocalModels(models)
-    try:
-        embedder = local.encoder(encoder)
+    with contextlib.closing(local), local.encoder(encoder) as embedder:
         trained = show.with_bar(
             lambda tell: train_head(
                 texts,
@@ -63,8 +63,6 @@ def train(
                 progress=tell,
             )
         )
-    finally:
-        local.close()
     folder = save(name, trained, models=models, encoder=encoder, state=state_folder(state))
     add_task(name, keep_above=keep_above, state=state_folder(state))
     if as_json:

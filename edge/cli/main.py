@@ -32,8 +32,8 @@ app.add_typer(head.app, name="head", help="Train classification heads.")
 app.add_typer(queue.app, name="queue", help="Look at tasks that wait, and try them again.")
 
 
-def _version(*, show: bool) -> None:
-    if show:
+def _version(value: bool) -> None:
+    if value:
         typer.echo(f"edge {edge.__version__}")
         raise typer.Exit
 
@@ -41,12 +41,11 @@ def _version(*, show: bool) -> None:
 @app.callback()
 def _options(
     *,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Inference on the device that knows when it does not know."""
-    _version(show=version)
 
 
 def main() -> None:

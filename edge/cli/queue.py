@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,6 +13,7 @@ from rich.markup import escape
 import edge
 from edge.cli import show
 from edge.cli.run import AsJson, Offline, Pack, State
+from edge.runtime import Drained
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN = 60
@@ -53,7 +57,7 @@ def list_tasks(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = F
 @app.command("retry")
 def retry(
     task_ids: Annotated[
-        list[str] | None, typer.Argument(help="Ids; all that are due without.")
+        list[str] | None, typer.Argument(help="Ids or their beginnings; all that are due without.")
     ] = None,
     *,
     pack: Pack = "kiosk",
@@ -63,14 +67,24 @@ def retry(
 ) -> None:
     """Ask the cloud for waiting tasks; naming one also repeats an attempt with unclear outcome."""
     with edge.open(pack, state=state, offline=offline or None) as runtime:
-        known = [entry.id for entry in runtime.book.queue.list(limit=100_000)]
-        chosen = [full for short in task_ids or () for full in known if full.startswith(short)]
-        drained = runtime.drain(chosen if task_ids else None)
+        drained = runtime.drain(task_ids or None)
+        pauses = runtime.book.queue.pauses()
     if as_json:
-        show.print_json(
-            {"done": drained.done, "waiting": drained.waiting, "failed": drained.failed}
-        )
+        due = pauses[0] if pauses else None
+        show.print_json({**dataclasses.asdict(drained), "pausing": len(pauses), "due_at": due})
+    elif drained == Drained() and not task_ids:
+        typer.echo(f"Nothing was due{_until(pauses)}.")
     else:
         typer.echo(
             f"{drained.done} answered, {drained.waiting} still waiting, {drained.failed} given up"
         )
+
+
+def _until(pauses: Sequence[float]) -> str:
+    """Return how many wait in their pause, and until when by the local clock."""
+    if not pauses:
+        return ""
+    times = [time.strftime("%H:%M", time.localtime(until)) for until in pauses]
+    what = "1 waits" if len(times) == 1 else f"{len(times)} wait"
+    first = "" if times[0] == times[-1] else ", the first"
+    return f": {what}{first} until {times[0]}"

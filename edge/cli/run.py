@@ -56,13 +56,15 @@ def _lines() -> Iterator[str]:
 
 
 def _print(result: Result) -> None:
-    show.console.print(f"[bold]{escape(show.answer(result.value))}[/bold]", highlight=False)
+    answer = escape(show.answer(result.value))
+    line = "[dim]no answer[/dim]" if result.value is None else f"[bold]{answer}[/bold]"
+    show.console.print(line, highlight=False)
     facts = [
         f"{show.route(result)}{' (provisional)' if result.provisional else ''}",
         f"confidence {show.confidence(result)}",
         f"{result.latency_ms:.1f} ms",
         show.dollars(result.cost_microusd),
-        f"{result.model} on {result.device}",
+        f"{result.model} on {result.device}" if result.model else "no model",
         ", ".join(reason.value for reason in result.reasons),
     ]
     show.console.print("  ".join(facts), highlight=False)

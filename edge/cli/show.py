@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -16,6 +16,7 @@ from edge.types import Json, Result, Route
 
 _T = TypeVar("_T")
 _MICRO = 1_000_000
+_MEGA = 1_000_000
 _COLOURS = {
     Route.LOCAL: "green",
     Route.CACHE: "green",
@@ -35,11 +36,19 @@ def print_json(value: Any) -> None:
 
 def dollars(microusd: float) -> str:
     """Return an amount as dollars with as many digits as it needs."""
-    return "$0" if microusd == 0 else f"${microusd / _MICRO:.6f}".rstrip("0")
+    return "$0" if microusd == 0 else f"${microusd / _MICRO:.6f}".rstrip("0").rstrip(".")
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in KB or MB."""
+    return f"{count / 1e3:.0f} KB" if count < _MEGA else f"{count / _MEGA:.1f} MB"
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a table; columns that end in ``>`` are aligned to the right."""
+    """Print a table; columns that end in ``>`` are aligned to the right.
+
+    Where it is too wide lines go on below: nothing is cut.
+    """
     made = Table(
         title=title or None,
         title_justify="left",
@@ -49,7 +58,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
     )
     for column in columns:
         right = column.endswith(">")
-        made.add_column(column.rstrip(">"), justify="right" if right else "left")
+        justify: JustifyMethod = "right" if right else "left"
+        made.add_column(column.rstrip(">"), justify=justify, overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     console.print(made)

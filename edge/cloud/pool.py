@@ -20,6 +20,7 @@ import httpx
 
 from edge.cloud.breaker import Breaker
 from edge.cloud.chat import Message, Reply, read_reply, request_body, short_name
+from edge.cloud.keys import pool_key
 from edge.cloud.pricing import cost_microusd, most_tokens_in, worst_case_microusd
 from edge.cloud.refusals import Refusal, refusal
 from edge.cloud.wire import DEADLINE, DeadlineTransport
@@ -40,6 +41,7 @@ MAX_BODY_BYTES = 4 * 2**20
 """The longest answer that is read."""
 
 _OK = 200
+_LAST_PORT = 65_535
 _UNSENT = (httpx.ConnectError, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 _PAUSE_S = 0.25
 
@@ -137,6 +139,15 @@ class Pool:
         self._client: httpx.Client | None = None
         self._closed = False
 
+    def check(self) -> None:
+        """Make sure that the pool could be asked; opens nothing.
+
+        Raises:
+            ConfigError: the key's variable is not set.
+
+        """
+        pool_key(self.name, self.spec.api_key_env, self._env)
+
     def worst_case_microusd(
         self,
         messages: Sequence[Message],
@@ -222,15 +233,8 @@ class Pool:
             "Idempotency-Key": idempotency_key,
             "User-Agent": "edge-runtime",
         }
-        variable = self.spec.api_key_env
-        if variable is not None:
-            key = self._env.get(variable, "").strip()
-            if not (key and key.isascii() and key.isprintable()):
-                wrong = "holds characters no key has" if key else "is not set"
-                raise ConfigError(
-                    f"Pool {self.name} takes its key from {variable}, which {wrong}.",
-                    hint=f"Set the environment variable {variable} to the pool's key.",
-                )
+        key = pool_key(self.name, self.spec.api_key_env, self._env)
+        if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         return headers
 
@@ -404,4 +408,7 @@ def _endpoint(name: str, base_url: str) -> httpx.URL:
         raise ConfigError(f"The base_url of pool {name} is no address: {error}.") from error
     if not url.host:
         raise ConfigError(f"The base_url of pool {name} names no host.")
+    # The system's resolver takes a larger one modulo 65536: another server would get the text.
+    if url.port is not None and not 0 < url.port <= _LAST_PORT:
+        raise ConfigError(f"The base_url of pool {name} names port {url.port}, which cannot be.")
     return url

@@ -38,11 +38,12 @@ class DeadlineTransport(httpx.HTTPTransport):
     """
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
-        super().__init__(trust_env=False)
+        context = httpx.create_ssl_context(trust_env=False)
+        super().__init__(verify=context, trust_env=False)
         self._work = _Clockwork()
-        # httpx offers no argument for this; tests/unit/test_pool.py drips headers to prove it.
+        # httpx offers no argument for this; tests/faults/test_pool_wire.py proves that it works.
         self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False),
+            ssl_context=context,
             max_connections=100,
             max_keepalive_connections=4,
             keepalive_expiry=5.0,

@@ -64,22 +64,6 @@ class Book:
         with self._file.transaction():
             yield
 
-    def settle_and_complete(
-        self,
-        hold_id: str,
-        task_id: str,
-        *,
-        cost_microusd: int,
-        tokens_in: int,
-        tokens_out: int,
-        result: dict[str, object],
-    ) -> None:
-        """Record the cost and keep the answer of a queued task, in one transaction."""
-        with self.transaction():
-            hold = self.ledger.hold(hold_id)
-            self.ledger.settle(hold, cost_microusd, tokens_in=tokens_in, tokens_out=tokens_out)
-            self.queue.complete(task_id, result)
-
     def recover(self) -> int:
         """Put the rows of dead owners right; opening and claiming do so by themselves."""
         return self._file.recover()

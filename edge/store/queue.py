@@ -137,19 +137,23 @@ class Queue:
             )
         return task_id
 
-    def claim(self, limit: int = 1, *, lease_s: float = 60.0) -> Tasks:
+    def claim(
+        self, limit: int = 1, *, lease_s: float = 60.0, among: Iterable[str] | None = None
+    ) -> Tasks:
         """Take up to ``limit`` tasks whose time has come, oldest first, for ``lease_s`` seconds.
 
-        Claims of dead owners and passed leases count as waiting.
+        Claims of dead owners and passed leases count as waiting. ``among`` takes none but those
+        ids; ``None`` means all.
         """
+        ids = None if among is None else json.dumps(list(among))
         with self._file.transaction() as connection:
             self._file.recover()
             now = self._file.clock()
             _reanchor(connection, now)
             rows = connection.execute(
                 "SELECT seq FROM queued WHERE state IN ('waiting', 'claimed') AND until <= ? "
-                "ORDER BY seq LIMIT ?",
-                (now, limit),
+                "AND (? IS NULL OR id IN (SELECT value FROM json_each(?))) ORDER BY seq LIMIT ?",
+                (now, ids, ids, limit),
             ).fetchall()
             connection.executemany(
                 "UPDATE queued SET state = 'claimed', owner = ?, since = ?, until = ?, "
@@ -238,6 +242,39 @@ class Queue:
         with self._file.db.reading() as connection:
             row = connection.execute(_SELECT + "WHERE id = ?", (task_id,)).fetchone()
         return None if row is None else _task(row)
+
+    def resolve(self, beginning: str) -> str:
+        """Return the id of the one task whose id begins so.
+
+        Raises:
+            InputError: no id does, or several do.
+
+        """
+        with self._file.db.reading() as connection:
+            count, found = connection.execute(
+                "SELECT count(*), min(id) FROM queued WHERE substr(id, 1, ?) = ?",
+                (len(beginning), beginning),
+            ).fetchone()
+        if count == 0 or not beginning:
+            raise InputError(
+                f"Queued task {beginning!r} does not exist.",
+                hint="`edge queue list` shows the ids.",
+            )
+        if count > 1:
+            raise InputError(
+                f"The ids of {count} queued tasks begin with {beginning!r}.",
+                hint="Give more characters of the id.",
+            )
+        return str(found)
+
+    def pauses(self) -> tuple[float, ...]:
+        """Return when each task in its pause is due, epoch seconds, the soonest first."""
+        with self._file.db.reading() as connection:
+            rows = connection.execute(
+                "SELECT until FROM queued WHERE state = 'waiting' AND until > ? ORDER BY until",
+                (self._file.clock(),),
+            ).fetchall()
+        return tuple(float(until) for (until,) in rows)
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""

@@ -1,20 +1,29 @@
 """The command as people and programs use it."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 
-def edge(*arguments, state, text=b""):
+def edge(*arguments, state, text=b"", **env):
+    fixed = {"EDGE_STATE": str(state), "EDGE_OFFLINE": "1", "EDGE_THREADS": "1", "PATH": ""}
     return subprocess.run(
         [sys.executable, "-c", "from edge.cli.main import main; main()", *arguments],
         input=text,
         capture_output=True,
         check=False,
-        env={"EDGE_STATE": str(state), "EDGE_OFFLINE": "1", "EDGE_THREADS": "1", "PATH": ""},
+        env={**fixed, **env},
     )
+
+
+def test_the_version(tmp_path):
+    done = edge("--version", state=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"edge", version("edge-runtime").encode()]
 
 
 def test_demo_answers_and_defers_and_prints_the_bill(tmp_path):
@@ -48,6 +57,7 @@ def test_run_reads_lines_and_writes_json_lines(tmp_path):
         (("head", "train", "a b", "x.jsonl"), b"", "not valid"),
         (("head", "train", "a", "gone.jsonl"), b"", "gone.jsonl"),
         (("models", "verify", "gone"), b"", "gone"),
+        (("queue", "retry", "gone"), b"", "Queued task 'gone' does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, arguments, text, words):
@@ -66,7 +76,100 @@ def test_queue_shows_what_waits_and_keeps_it(tmp_path):
     ]
     assert [(row["task"], row["state"]) for row in shown] == [("assistant_intent", "waiting")]
     tried = json.loads(edge("queue", "retry", "--json", state=tmp_path).stdout)
-    assert tried == {"done": 0, "waiting": 1, "failed": 0}
+    assert tried.pop("due_at") > 0
+    assert tried == {"done": 0, "waiting": 1, "failed": 0, "pausing": 1}
+    again = edge("queue", "retry", state=tmp_path).stdout.decode()
+    assert re.fullmatch(r"Nothing was due: 1 waits until \d\d:\d\d\.\n", again)
+
+
+def test_queue_retry_of_named_tasks_leaves_the_others_alone(tmp_path):
+    nothing = edge("queue", "retry", state=tmp_path).stdout
+    assert nothing == b"Nothing was due.\n"
+    lines = b"what do you get if you cross two whales\ncolourless green ideas sleep\n"
+    ran = edge("run", "assistant_intent", state=tmp_path, text=lines)
+    first, second = (json.loads(line)["task_id"] for line in ran.stdout.splitlines())
+    done = edge("queue", "retry", second[:16], state=tmp_path)
+    assert done.stdout == b"0 answered, 1 still waiting, 0 given up\n"
+    shown = edge("queue", "list", "--json", state=tmp_path).stdout.splitlines()
+    attempts = {row["id"]: row["attempts"] for row in map(json.loads, shown)}
+    assert attempts == {first: 0, second: 1}
+
+
+POOLED = """
+name: pooled
+version: 1
+budget: {cap_usd: 1}
+pools:
+  default:
+    base_url: http://127.0.0.1:9/v1
+    model: m
+    api_key_env: EDGE_TEST_POOL_KEY
+    price: {input_usd_per_mtok: 1, output_usd_per_mtok: 1}
+tasks:
+  intent:
+    kind: classify
+    model: clinc150-head
+    routing: {keep_above: 1.0}
+    privacy: {allow_cloud: raw}
+"""
+
+
+def test_a_pool_without_its_key_defers_and_doctor_says_so(tmp_path):
+    pack = tmp_path / "pooled.yaml"
+    pack.write_text(POOLED, "utf-8")
+    with_pack, online = ("--pack", str(pack)), {"EDGE_OFFLINE": "off"}
+    done = edge("run", "intent", "wake me up", *with_pack, state=tmp_path, **online)
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["value"], result["provisional"]) == (0, "alarm", True)
+    assert result["reasons"] == ["low_confidence", "pool_misconfigured", "queued"]
+    retried = edge("queue", "retry", *with_pack, state=tmp_path, **online)
+    assert retried.stdout == b"0 answered, 1 still waiting, 0 given up\n"
+    told = edge("doctor", *with_pack, "--json", state=tmp_path)
+    assert told.returncode == 1
+    (problem,) = json.loads(told.stdout)["problems"]
+    assert "EDGE_TEST_POOL_KEY" in problem
+    assert "not set" in problem
+    fine = edge("doctor", *with_pack, state=tmp_path, EDGE_TEST_POOL_KEY="key")
+    assert fine.returncode == 0, fine.stdout
+
+
+def test_doctor_lists_a_task_on_the_wrong_kind_of_model(tmp_path):
+    pack = tmp_path / "wrong.yaml"
+    pack.write_text(
+        "{name: wrong, version: 1, tasks: {mood: {kind: classify, model: minilm-l6-int8}}}", "utf-8"
+    )
+    done = edge("doctor", "--pack", str(pack), state=tmp_path)
+    told = " ".join(done.stdout.decode().split())
+    assert done.returncode == 1
+    assert "mood of kind classify needs a model of kind head, but minilm-l6-int8 is" in told
+    assert "Nothing is wrong" not in told
+
+
+def test_a_switch_that_says_neither_yes_nor_no(tmp_path):
+    done = edge("run", "spam", "hi", state=tmp_path, EDGE_OFFLINE="maybe")
+    assert done.returncode == 2
+    assert b"EDGE_OFFLINE is 'maybe'" in done.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", ["models list", "doctor", "queue list"])
+def test_nothing_is_cut_on_a_narrow_terminal(tmp_path, command, columns):
+    state = tmp_path / "a-rather-long-name-of-a-folder" / "for-the-state-of-a-kiosk" / "in-a-shop"
+    edge("run", "assistant_intent", "colourless green ideas", state=state)
+    done = edge(*command.split(), state=state, COLUMNS=str(columns))
+    words = done.stdout.decode()
+    assert done.returncode == 0, words
+    assert max(len(line) for line in words.splitlines()) <= columns
+    assert "…" not in words
+    wanted = {
+        "models list": ("clinc150-head", "accuracy 0.960 over 2236", "466 KB", "exact match"),
+        "doctor": ("clinc150-head", "remaining $1 ", "Nothing is wrong"),
+        "queue list": ("colourless", "waiting"),
+    }
+    assert not [each for each in wanted[command] if each not in words]
+    assert "n 708" not in words
+    if command == "doctor":
+        assert str(state) in "".join(words.split())
 
 
 def test_models_and_doctor(tmp_path):

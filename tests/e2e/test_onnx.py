@@ -103,6 +103,17 @@ def test_long_texts_are_cut_and_counted():
 
 
 @needs_encoder
+def test_a_call_may_read_less_than_the_encoder_can(encoder):
+    long, most = "word " * 400, encoder.info.context
+    for limit, read in ((1, ""), (16, "word " * 14), (most, "word " * (most - 2))):
+        assert encoder.count_tokens(read) == max(limit, 2)
+        found = encoder.embed([long], max_tokens=limit)
+        assert np.array_equal(found, encoder.embed([read])) is (limit > 1)
+    for limit in (None, most, most + 1):
+        np.testing.assert_array_equal(encoder.embed([long], max_tokens=limit), found)
+
+
+@needs_encoder
 def test_half_a_surrogate_pair_is_refused(encoder):
     with pytest.raises(InputError):
         encoder.embed(["ok", "a\ud800"])
@@ -158,7 +169,7 @@ def test_devices_are_what_was_asked_for_or_an_error(encoder):
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
     for device in {"qnn", "cuda", "abacus"} - set(available_devices()):
         with pytest.raises(DeviceFallback, match=device):
-            open_encoder(device=device)
+            open_encoder(device=device, strict=True)
 
 
 @needs_shared
@@ -243,7 +254,7 @@ def test_graphs_of_another_kind_are_refused(name):
 
 @needs_shared
 def test_a_failure_at_run_time_is_a_generation_error(capfd):
-    session = open_session(SHARED / "nnsplit" / "en.onnx", threads=1)
+    session = open_session(SHARED / "nnsplit" / "en.onnx", threads=1).session
     even = {"input": np.zeros((1, 10), np.uint8)}
     odd = {"input": np.zeros((1, 11), np.uint8)}
     assert run_session(session.run, ["output"], even, name="nnsplit")[0].shape == (1, 10, 2)

@@ -7,11 +7,21 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import edge
-from edge.errors import ConfigError, EdgeError, InputError, IntegrityError, LoadError, StoreError
+from edge.backends.fake import FakeDecoder
+from edge.errors import (
+    ConfigError,
+    EdgeError,
+    GenerationError,
+    InputError,
+    IntegrityError,
+    LoadError,
+    StoreError,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -21,6 +31,16 @@ SHARED = ROOT.parent / "shared"
 def runtime(tmp_path_factory):
     with edge.open(state=tmp_path_factory.mktemp("state"), offline=True, threads=1) as opened:
         yield opened
+
+
+def one_task(folder, task):
+    """Open a runtime, offline, whose only task is ``t``."""
+    path = folder / "one.yaml"
+    templates = {"p": "<utt>{text_spaced}<again>{text_spaced}<answer>", "plain": "{text}"}
+    prompts = {name: {"version": 1, "template": text} for name, text in templates.items()}
+    document = {"name": "one", "version": 1, "prompts": prompts, "tasks": {"t": task}}
+    path.write_text(json.dumps(document), "utf-8")
+    return edge.open(path, state=folder / "state", offline=True, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +81,93 @@ def test_out_of_scope_is_deferred_and_waits_in_the_queue(runtime):
     assert result.reasons[0] is edge.Reason.LOW_CONFIDENCE
     queued = runtime.book.queue.get(result.task_id)
     assert (queued.state, queued.trace_id) == ("waiting", result.trace_id)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "limit", "words", "read", "cut"),
+    [
+        ("classify", "sms-spam-head", 8, 6, 8, False),
+        ("classify", "sms-spam-head", 8, 7, 8, True),
+        ("embed", "minilm-l6-int8", 8, 100, 8, True),
+        ("embed", "minilm-l6-int8", 1000, 254, 256, False),
+        ("embed", "minilm-l6-int8", 1000, 255, 256, True),
+    ],
+)
+def test_an_encoder_reads_no_more_than_the_task_allows(
+    tmp_path, kind, model, limit, words, read, cut
+):
+    task = {"kind": kind, "model": model, "budget": {"max_input_tokens": limit}}
+    with one_task(tmp_path, task) as runtime:
+        result = runtime.run("t", "word " * words)
+        assert (result.tokens_in, edge.Reason.INPUT_TRUNCATED in result.reasons) == (read, cut)
+        same = runtime.run("t", "word " * (read - 2))
+        assert (same.value, same.confidence) == (result.value, result.confidence)
+
+
+@pytest.mark.parametrize(
+    ("routing", "privacy", "route", "provisional", "value"),
+    [
+        ({"below": "defer"}, "never", "deferred", False, "ham"),
+        ({"below": "defer"}, "raw", "deferred", True, "ham"),
+        ({"below": "escalate"}, "never", "deferred", False, "ham"),
+        ({"below": "escalate"}, "raw", "deferred", True, "ham"),
+        ({"below": "abstain"}, "raw", "abstained", False, None),
+    ],
+)
+def test_only_what_waits_is_provisional(tmp_path, routing, privacy, route, provisional, value):
+    task = {
+        "kind": "classify",
+        "model": "sms-spam-head",
+        "routing": {"keep_above": 1.0, **routing},
+        "privacy": {"allow_cloud": privacy},
+    }
+    with one_task(tmp_path, task) as runtime:
+        result = runtime.run("t", "see you at noon then")
+        assert (result.route, result.provisional, result.value) == (route, provisional, value)
+        assert (result.task_id is not None) is provisional
+
+
+@pytest.mark.parametrize("below", ["defer", "abstain"])
+@pytest.mark.parametrize("privacy", ["never", "raw"])
+def test_a_draft_that_is_not_valid_is_no_value(tmp_path, below, privacy):
+    task = {
+        "kind": "extract",
+        "model": "actions-q8_0",
+        "prompt": "p",
+        "output_schema": {"type": "object", "required": ["no_such_field"]},
+        "routing": {"below": below},
+        "privacy": {"allow_cloud": privacy},
+    }
+    with one_task(tmp_path, task) as runtime:
+        result = runtime.run("t", "play some jazz by miles davis")
+        assert result.reasons[0] is edge.Reason.INVALID_OUTPUT
+        assert (result.value, result.confidence, result.model) == (None, None, "actions-q8_0")
+        if result.task_id:
+            assert runtime.book.queue.get(result.task_id).provisional is None
+
+
+@pytest.mark.parametrize("prompt_tokens", [10, 0])
+def test_a_model_that_fails_before_any_text_ends_as_in_run(tmp_path, prompt_tokens):
+    text = "hello"
+    task = {"kind": "generate", "model": "actions-q8_0", "prompt": "plain"}
+    with one_task(tmp_path, task) as runtime:
+        decoder = FakeDecoder("a reply", name="actions-q8_0", fail_after=prompt_tokens)
+        runtime.models.loader = SimpleNamespace(
+            of_kind=lambda *_: None, decoder=lambda _: decoder, estimate=lambda _: 0
+        )
+        if prompt_tokens:
+            steps = runtime.stream("t", text)
+            assert next(steps).text
+            with pytest.raises(GenerationError):
+                list(steps)
+            return
+        (last,) = runtime.stream("t", text)
+        alone = runtime.run("t", text)
+        for result in (last.result, alone):
+            assert (result.route, result.value) == ("deferred", None)
+            assert result.reasons[0] is edge.Reason.LOCAL_MODEL_FAILED
+        assert decoder.open_sequences == 0
+        assert runtime.traces.summary()["count"] == 2
 
 
 def test_a_trace_is_kept_without_the_text(runtime):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,18 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "models" / "recipes" / "actions"
 MODEL = ROOT / "models" / "actions-q8_0"
 MODULES = ("data", "drafts", "constrain", "tokenizer")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPE.parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_command_in_a_docstring_is_whole(path):
+    source = path.read_text("utf-8")
+    told = ast.get_docstring(ast.parse(source)) or ""
+    wanted = re.findall(r'add_argument\("(--\w+)"[^\n]*required=True', source)
+    known = re.findall(r'add_argument\(\s*"(--[\w-]+)"', source)
+    assert [option for option in wanted if option not in told] == []
+    commands = re.findall(r"^ +.*python models/.*$", told, re.MULTILINE)
+    used = re.findall(r"(?<!\S)--[\w-]+", " ".join(commands))
+    assert [option for option in used if option not in known] == []
 
 
 @pytest.fixture(scope="module")

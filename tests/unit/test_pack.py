@@ -65,6 +65,7 @@ def test_sections_give_defaults_and_may_be_upper_case(tmp_path):
         (GOOD.replace("kind: classify", "kind: extract"), "prompt"),
         (GOOD.replace("kind: classify,", "kind: generate, prompt: p,"), "unknown prompt 'p'"),
         (GOOD + "prompts: {p: {version: 1, template: hello}}\n", r"\{text\}"),
+        (GOOD + "prompts: {p: {version: 1, template: '{text}', system: x}}\n", "p.system: unknown"),
         (GOOD + "budget: {cap_usd: -1}\n", "budget.cap_usd"),
         (GOOD.replace("mood-head", "m, sampling: {temperature: -1}"), "temperature"),
         (GOOD.replace("mood-head", "m, sampling: {temprature: 1}"), "temprature"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from edge.errors import Busy, InputError
@@ -132,6 +134,43 @@ def test_retry_brings_back_failed_and_pausing_tasks(book):
     assert [task.id for task in book.queue.claim(3)] == [failed, pausing]
 
 
+def test_a_claim_takes_only_the_tasks_it_is_told(book):
+    first, second, third = (put(book.queue, trace) for trace in "abc")
+    assert book.queue.claim(3, among=[]) == []
+    assert book.queue.claim(3, among=["nobody"]) == []
+    assert [task.id for task in book.queue.claim(3, among=[third, first])] == [first, third]
+    assert book.queue.claim(3, among=[third, first]) == []
+    assert claim_one(book.queue) == second
+
+
+def test_the_beginning_of_an_id_is_enough_where_it_is_one_tasks(book, monkeypatch):
+    names = iter(["abc1", "abd2", "x%_3"])
+    monkeypatch.setattr("uuid.uuid4", lambda: SimpleNamespace(hex=next(names)))
+    for trace in "abc":
+        put(book.queue, trace)
+    assert [book.queue.resolve(start) for start in ("abc", "abd2", "x")] == ["abc1", "abd2", "x%_3"]
+    for start, words in (
+        ("ab", "2 queued tasks begin with 'ab'"),
+        ("zz", "'zz' does not exist"),
+        ("abc12", "'abc12' does not exist"),
+        ("", "'' does not exist"),
+        ("%", "'%' does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            book.queue.resolve(start)
+
+
+def test_pauses_say_when_who_waits_is_due(book, clock):
+    ids = [put(book.queue, trace) for trace in "abc"]
+    assert book.queue.pauses() == ()
+    book.queue.claim(3)
+    book.queue.give_back(ids[1], "offline", retry_after_s=60)
+    book.queue.give_back(ids[0], "offline", retry_after_s=30)
+    assert book.queue.pauses() == (clock.now + 30, clock.now + 60)
+    clock.now += 30
+    assert book.queue.pauses() == (clock.now + 30,)
+
+
 def test_list_and_prune(book):
     ids = [put(book.queue, trace) for trace in "abc"]
     for task_id in ids[:2]:
@@ -181,11 +220,16 @@ def test_cost_and_answer_are_one_change(book):
     task_id = put(book.queue, "trace")
     hold = book.ledger.reserve("trace", task="triage", pool="gpu", worst_case_microusd=10)
     book.ledger.mark_sent(hold)
-    paid = {"cost_microusd": 7, "tokens_in": 1, "tokens_out": 1}
+
+    def settle(result):
+        with book.transaction():
+            book.ledger.settle(hold, 7, tokens_in=1, tokens_out=1)
+            book.queue.complete(task_id, result)
+
     with pytest.raises(InputError):
-        book.settle_and_complete(hold.id, task_id, **paid, result={"value": object()})
+        settle({"value": object()})
     assert book.ledger.hold(hold.id).state == "sent"
-    book.settle_and_complete(hold.id, task_id, **paid, result={"value": "ham"})
-    book.settle_and_complete(hold.id, task_id, **paid, result={"value": "ham"})
+    settle({"value": "ham"})
+    settle({"value": "ham"})
     assert book.ledger.spent_microusd() == 7
     assert book.queue.get(task_id).result == {"value": "ham"}

@@ -1,9 +1,10 @@
 """Measures the finished files and writes `manifest.json` and `schema.json` beside the weights.
 
-    PYTHONPATH=.:models/recipes python models/recipes/actions/describe.py --run build/actions
+    export PYTHONPATH=.:models/recipes
+    python models/recipes/actions/describe.py --run build/actions --minutes 88
 
-Every figure in the manifest comes from this run of this script or from the training's own record.
-The bench files are read here and nowhere earlier.
+Every figure in the manifest comes from this run of this script or from the training's own record;
+``--minutes``, how long that took, must be given. The bench files are read here and nowhere earlier.
 """
 
 from __future__ import annotations
