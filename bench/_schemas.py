@@ -30,14 +30,14 @@ def schemas(count: int, seed: int) -> list[Schema]:
 def whole(source: random.Random, at: int) -> Schema:
     """Return one schema; later ones are larger."""
     size = 1 + at % 10
-    top = array(source, size, 0) if at % 6 == 5 else an_object(source, size, 0)  # noqa: PLR2004
+    top = array(source, size, 0) if at % 6 == 5 else an_object(source, size, 0)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top}
 
 
 def value(source: random.Random, size: int, depth: int) -> Schema:
     """Return the schema of any value."""
     flat = (text, text, integer, number, choice, constant, boolean)
-    if depth >= MAX_DEPTH or source.random() < 0.65:  # noqa: PLR2004
+    if depth >= MAX_DEPTH or source.random() < 0.65:
         return source.choice(flat)(source)
     return source.choice((an_object, an_object, array, any_of, a_map))(source, size // 2 + 1, depth)
 
@@ -45,15 +45,15 @@ def value(source: random.Random, size: int, depth: int) -> Schema:
 def an_object(source: random.Random, size: int, depth: int) -> Schema:
     """Return an object, some of its properties optional, mostly closed."""
     names = source.sample(WORDS, min(len(WORDS), 1 + source.randrange(size + 1)))
-    required = [name for name in names if source.random() < 0.7]  # noqa: PLR2004
+    required = [name for name in names if source.random() < 0.7]
     found: Schema = {
         "type": "object",
         "properties": {name: value(source, size, depth + 1) for name in names},
         "required": required,
     }
-    if source.random() < 0.8:  # noqa: PLR2004
+    if source.random() < 0.8:
         found["additionalProperties"] = False
-    elif source.random() < 0.5:  # noqa: PLR2004
+    elif source.random() < 0.5:
         found["additionalProperties"] = source.choice((integer, choice))(source)
     return found
 
@@ -85,7 +85,11 @@ def text(source: random.Random) -> Schema:
     if how == 1:
         return {"type": "string", "format": source.choice(FORMATS)}
     least = source.randrange(3)
-    return {"type": "string", "minLength": least, "maxLength": least + source.choice((5, 20, 80))}
+    return {
+        "type": "string",
+        "minLength": least,
+        "maxLength": least + source.choice((6, 20, 50, 100, 255)),
+    }
 
 
 def integer(source: random.Random) -> Schema:

@@ -17,7 +17,7 @@ from _common import ROOT, Row, at_least, main
 from _models import random_llama
 
 from edge.backends.constrain import constrain
-from edge.backends.decide import Question
+from edge.backends.questions import Question
 from edge.backends.generate import generate
 from edge.backends.grammars import Grammar
 from edge.backends.llamacpp import LlamaDecoder

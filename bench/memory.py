@@ -116,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
         return
     quick = arguments.quick
     yield from rows("decoder", apart(decoder_cycles, 60 if quick else 1000))
-    yield from rows("encoder and head", apart(encoder_cycles, 40 if quick else 200))
+    yield from rows("encoder and head", apart(encoder_cycles, 40 if quick else 1000))
     yield from rows("requests", apart(requests, 500 if quick else 10_000))
 
 

@@ -1,12 +1,13 @@
 """What does structured output cost, and does it keep its word?
 
 300 JSON schemas from a seeded generator. On a vocabulary of 152k tokens random rows of logits stand
-for the model; on the shipped model the real ones. Per drawn token the whole cost of the constraint
-counts: following the token, looking for forced ones, the mask; in processor time of the thread, since
-other work on the machine is not the constraint's. Every answer is checked with
-jsonschema. The large vocabulary comes as `--vocab FILE`, a GGUF file of a vocabulary alone, such as
-vendor/llama.cpp/models/ggml-vocab-qwen2.gguf in the source distribution of llama-cpp-python; without
-it those rows are skipped.
+for the model; on the shipped model the real ones. For each token drawn, the whole cost of the
+constraint counts: following the text, looking for forced tokens, the mask. It is processor time of
+the thread, so what else the machine does is left out. Every answer is checked with jsonschema.
+
+The large vocabulary comes as `--vocab FILE`: a GGUF file of a vocabulary alone, such as
+vendor/llama.cpp/models/ggml-vocab-qwen2.gguf in the source distribution of llama-cpp-python.
+Without it those rows are skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import time
@@ -24,15 +26,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from _common import Row, at_least, at_most, main
+from _common import SHARED, Row, at_least, at_most, main, read_rows
 from _schemas import schemas
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
+from quality import call, plain
 
 from edge.backends.base import Decoder, ModelInfo
 from edge.backends.constrain import Constraint, constrain
 from edge.backends.generate import Generation, generate
 from edge.backends.grammars import Grammar
+from edge.backends.grounding import ground_object
 from edge.backends.llama_library import llama_library
 from edge.backends.llamacpp import LlamaDecoder
 from edge.config import models_folder
@@ -182,7 +186,7 @@ class Tally:
 
         made = run(decoder, params, allowed=allowed, forced=timed(matcher.forced))
         self.tokens += len(made.tokens)
-        self.forced += sum(entry.logprob != entry.logprob for entry in made.stats)  # noqa: PLR0124
+        self.forced += sum(math.isnan(entry.logprob) for entry in made.stats)
         self.done += made.finish == "stop"
         if made.finish == "stop" and (problem := invalid(schema, made.text)):
             self.wrong.append(f"{problem}: {made.text[:200]}")
@@ -244,34 +248,63 @@ def judged(name: str, tally: Tally) -> Iterator[Row]:
 def speed(decoder: Decoder, rounds: int) -> Iterator[Row]:
     """Yield tokens a second under a schema beside free ones: the same answers, in turns."""
     schema = json.loads((models_folder() / MODEL / "schema.json").read_text("utf-8"))
-    constraint = constrain(decoder, Grammar.json_schema(schema, order="any"))
+    grammars = (None, Grammar.json_schema(schema, order="any"))
     prompts = [prompt(decoder, text) for text in SAID]
-
-    def once(tokens: Sequence[int], *, constrained: bool) -> Generation:
-        matcher = constraint.matcher() if constrained else None
-        return generate(
-            decoder,
-            tokens,
-            params=SamplingParams(),
-            max_tokens=64,
-            allowed=matcher.allowed if matcher else None,
-            forced=matcher.forced if matcher else None,
-        )
-
-    pairs = [(p, once(p, constrained=False), once(p, constrained=True)) for p in prompts]
-    equal = [p for p, free, held in pairs if free.tokens == held.tokens]
-    count = sum(len(free.tokens) for p, free, _ in pairs if p in equal)
-    rates: dict[bool, list[float]] = {False: [], True: []}
+    pairs = [(tokens, *(answer(decoder, tokens, each) for each in grammars)) for tokens in prompts]
+    equal = [tokens for tokens, free, held in pairs if free.tokens == held.tokens]
+    count = sum(len(free.tokens) for tokens, free, _ in pairs if tokens in equal)
+    rates: tuple[list[float], list[float]] = ([], [])
     for at in range(rounds):
-        for constrained in (at % 2 == 0, at % 2 == 1):
+        for which in (at % 2, 1 - at % 2):
             begin = time.perf_counter()
             for tokens in equal:
-                once(tokens, constrained=constrained)
-            rates[constrained].append(count / (time.perf_counter() - begin))
-    free, held = (statistics.median(rates[constrained]) for constrained in (False, True))
+                answer(decoder, tokens, grammars[which])
+            rates[which].append(count / (time.perf_counter() - begin))
+    free, held = (statistics.median(each) for each in rates)
     yield Row(f"{MODEL} free", round(free, 1), "tokens/s")
     yield Row(f"{MODEL} under its schema", round(held, 1), "tokens/s")
     yield at_least(f"{MODEL} under its schema / free ({count} tokens)", held / free, 0.9)
+
+
+def kept(decoder: Decoder, count: int) -> Iterator[Row]:
+    """Yield how many calls of snips are right as a whole: free, and under the task's schema."""
+    path = SHARED.joinpath("data", "snips", "bench.jsonl")
+    if not path.exists():
+        yield Row("snips exact match", "skipped: data/snips is not in ../shared", "")
+        return
+    rows = read_rows(path)[:count]
+    schema = json.loads((models_folder() / MODEL / "schema.json").read_text("utf-8"))
+    grammars = {
+        "free": None,
+        "under its schema": Grammar.json_schema(schema, order="any"),
+        "under its schema, in its order": Grammar.json_schema(schema),
+    }
+    for name, grammar in grammars.items():
+        right = sum(exact(decoder, row, grammar) for row in rows)
+        yield Row(f"snips exact match {name} (n {len(rows)})", round(right / len(rows), 4), "")
+
+
+def exact(decoder: Decoder, row: dict[str, Any], grammar: Grammar | None) -> bool:
+    """Return whether the model's call for a row of snips is the gold one."""
+    made = answer(decoder, prompt(decoder, row["text"]), grammar)
+    try:
+        value, _ = ground_object(json.loads(made.text), row["text"], skip={"intent"})
+    except ValueError:
+        return False
+    return plain(value) == plain(call(row))
+
+
+def answer(decoder: Decoder, tokens: Sequence[int], grammar: Grammar | None) -> Generation:
+    """Return the greedy answer to a prompt, under a grammar or free."""
+    matcher = None if grammar is None else constrain(decoder, grammar).matcher()
+    return generate(
+        decoder,
+        tokens,
+        params=SamplingParams(),
+        max_tokens=64,
+        allowed=matcher.allowed if matcher else None,
+        forced=matcher.forced if matcher else None,
+    )
 
 
 def prompt(decoder: Decoder, text: str) -> list[int]:
@@ -312,7 +345,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     decoder = shipped()
     params = dataclasses.replace(LOOSE, logit_bias=tuple(closing(decoder).items()))
     yield from judged(MODEL, under_schemas(decoder, params, 1))
-    yield from speed(decoder, 21 if arguments.quick else 101)
+    yield from speed(decoder, 41 if arguments.quick else 201)
+    yield from kept(decoder, 100 if arguments.quick else 1000)
     decoder.close()
 
 

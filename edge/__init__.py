@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from edge import errors
 from edge.errors import EdgeError
-from edge.types import Kind, Reason, Result, Route, SamplingParams
+from edge.types import Choice, Kind, Reason, Result, Route, SamplingParams
 
 if TYPE_CHECKING:
-    from edge.runtime import Chunk, Drained, Runtime
+    from edge.drain import Drained
+    from edge.runtime import Chunk, Runtime
     from edge.runtime import open_runtime as open  # noqa: A004 - the public name
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Choice",
     "Chunk",
     "Drained",
     "EdgeError",

@@ -37,6 +37,9 @@ _REASONS: tuple[tuple[type[CloudError], Reason], ...] = (
     (CloudError, Reason.CLOUD_FAILED),
 )
 
+FINAL = frozenset({Reason.CLOUD_REJECTED, Reason.INVALID_OUTPUT})
+"""The same request would fare the same, and a second answer would be paid for too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

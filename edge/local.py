@@ -19,13 +19,16 @@ from edge.backends.generate import Generation, generate, stream
 from edge.backends.grounding import ground_object
 from edge.backends.heads import Head, HeadOutput
 from edge.backends.residency import Residency
+from edge.choosing import Asked, choose
+from edge.choosing import signals as choice_signals
+from edge.choosing import wording as question_digest
 from edge.confidence.calibration import Calibration, CalibrationKey
 from edge.confidence.signals import generation_signals
 from edge.errors import ConfigError, InputError, ModelError
 from edge.loading import Loader
 from edge.store.weights import ModelStore
 from edge.task import Memory, Prompt, TaskSpec
-from edge.types import Draft, Json, Kind, Usage
+from edge.types import Choice, Draft, Json, Kind, Usage
 
 if TYPE_CHECKING:
     from edge.backends.constrain import Matcher
@@ -97,6 +100,8 @@ class LocalModels:
         """Answer several texts in order; heads and encoders run them as one batch."""
         if self._closed:
             raise ModelError("The runtime is closed.", hint="Open a new one.")
+        if task.spec.labels:
+            return [self._chosen(task, text) for text in texts]
         if task.spec.kind in {Kind.CLASSIFY, Kind.EMBED}:
             return self._embed_or_classify(task, texts)
         return [self._generate(task, text) for text in texts]
@@ -124,8 +129,70 @@ class LocalModels:
             else:
                 yield step
 
+    def choose(self, tasks: Sequence[LocalTask], text: str) -> list[Choice]:
+        """Return how probable every label of each classification task is, in the tasks' order.
+
+        Raises:
+            ConfigError: a task has no local model or its labels are no choice for it.
+            InputError: the text is longer than a task's budget.
+            ModelError: a model cannot be loaded or failed on this input.
+
+        """
+        found: dict[str, Choice] = {}
+        decoders: dict[str, list[LocalTask]] = {}
+        for task in tasks:
+            if task.spec.labels:
+                decoders.setdefault(self._model(task), []).append(task)
+            else:
+                found[task.name] = self._by_head(task, text)
+        for name, group in decoders.items():
+            with self.decoder(name) as decoder:
+                asked = [
+                    Asked(task.name, task.spec, tuple(self._prompt_tokens(task, decoder, text)))
+                    for task in group
+                ]
+                made = choose(decoder, asked)
+            found |= {task.name: choice for task, choice in zip(group, made, strict=True)}
+        return [found[task.name] for task in tasks]
+
+    def _by_head(self, task: LocalTask, text: str) -> Choice:
+        name = self._model(task)
+        manifest = self.loader.of_kind(name, "head")
+        reference = manifest.encoder
+        with self.encoder(reference.name if reference else name) as encoder:
+            info = encoder.info
+            limit = min(task.spec.budget.max_input_tokens, info.context)
+            (vector,) = encoder.embed([text], max_tokens=limit)
+            count = min(encoder.count_tokens(text), limit)
+        with self.head(name) as head:
+            output = head.predict(vector)
+            shares = [float(share) for share in output.probabilities]
+            return Choice(
+                value=output.label,
+                distribution=dict(zip(head.labels, shares, strict=True)),
+                log_mass=0.0,
+                model=name,
+                digest=_joint_digest(info.digest, manifest.digest),
+                device=info.device,
+                tokens_in=count,
+            )
+
+    def _chosen(self, task: LocalTask, text: str) -> Draft:
+        (choice,) = self.choose([task], text)
+        draft = Draft(
+            value=choice.value,
+            model=choice.model,
+            digest=choice.digest,
+            device=choice.device,
+            usage=Usage(choice.tokens_in, 0),
+            signals=choice_signals(choice),
+        )
+        return self._calibrated(task, draft)
+
     def labels(self, task: LocalTask) -> tuple[str, ...]:
-        """Return the labels a classification task chooses from; empty without a local head."""
+        """Return the labels a classification task chooses from; empty without a local model."""
+        if task.spec.labels:
+            return task.spec.labels
         if task.spec.kind is not Kind.CLASSIFY or task.spec.model is None:
             return ()
         with self.head(task.spec.model) as head:
@@ -253,6 +320,8 @@ class LocalModels:
         if calibration is None or task.prompt is None:
             return draft
         wording = task.prompt.digest
+        if task.spec.labels:
+            wording = question_digest(task.prompt, task.spec)
         if task.grammar is not None:
             wording = _joint_digest(wording, task.grammar.digest)
         key = CalibrationKey(draft.digest, task.name, wording)

@@ -79,7 +79,8 @@ def check_models(tasks: Mapping[str, LocalTask], store: ModelStore) -> None:
         if task.spec.model is None:
             continue
         who = f"Task {name} of kind {task.spec.kind}"
-        manifest = _need(who, task.spec.model, _NEEDED[task.spec.kind], store, known)
+        needed = "decoder" if task.spec.labels else _NEEDED[task.spec.kind]
+        manifest = _need(who, task.spec.model, needed, store, known)
         if manifest.encoder is not None:
             head = f"The head {manifest.name} of task {name}"
             _need(head, manifest.encoder.name, "encoder", store, known)

@@ -13,30 +13,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from edge.admit import Call, admit
 from edge.config import is_offline, state_folder
-from edge.errors import EdgeError, GenerationError, InputError
-from edge.escalate import Escalation, Outcome
+from edge.drain import Drained, Draining
+from edge.errors import GenerationError, InputError
+from edge.escalate import FINAL, Escalation, Outcome
 from edge.judge import judge
 from edge.local import LocalModels, LocalTask
 from edge.pack import find_pack, limit_memory, load_pack
 from edge.roster import all_tasks, check_models, model_store
 from edge.route import Action, Circumstances, Decision, Plan, decide, plan
 from edge.store.book import Book
-from edge.store.ledger import Hold
-from edge.store.queue import QueuedTask
 from edge.store.traces import Traces
 from edge.task import Pack
-from edge.types import Draft, Kind, Reason, Result, Route, Verdict
+from edge.types import Choice, Draft, Kind, Reason, Result, Route, Verdict
 
 if TYPE_CHECKING:
-    from edge.cloud.pool import CloudAnswer, Pool
-
-_RETRY_AFTER_S = 30.0
-_FINAL = frozenset({Reason.CLOUD_REJECTED, Reason.INVALID_OUTPUT})
-"""The same request would fare the same, and the second answer would be paid for too."""
+    from edge.cloud.pool import Pool
 
 _ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
 
@@ -47,15 +42,6 @@ class Chunk:
 
     text: str
     result: Result | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """What one pass over the queue came to: how many were answered, put back, given up."""
-
-    done: int = 0
-    waiting: int = 0
-    failed: int = 0
 
 
 class Runtime:
@@ -85,6 +71,13 @@ class Runtime:
         )
         self.traces = Traces.open(state)
         self._escalation = Escalation(self.book, open_pool=open_pool or self._open_pool)
+        self._draining = Draining(
+            self.book,
+            self._tasks,
+            self._escalation,
+            labels=self.models.labels,
+            circumstances=self._circumstances,
+        )
 
     def run(self, task: str, text: str) -> Result:
         """Answer one text.
@@ -139,6 +132,39 @@ class Runtime:
                 yield Chunk(piece)
         yield Chunk("", self._finish(call, the_plan, draft))
 
+    @overload
+    def decide(self, tasks: str, text: str) -> Choice: ...
+
+    @overload
+    def decide(self, tasks: list[str] | tuple[str, ...], text: str) -> list[Choice]: ...
+
+    def decide(self, tasks: str | list[str] | tuple[str, ...], text: str) -> Choice | list[Choice]:
+        """Return how probable each label of a classification task is, on the device.
+
+        No token is generated, nothing is escalated, queued or recorded. Several tasks on one
+        decoder share one pass over the beginning that their prompts share.
+
+        Args:
+            tasks: the name of a task of kind classify, or several names.
+            text: the input.
+
+        Raises:
+            ConfigError: there is no such task, or it has no local model.
+            InputError: a task is of another kind, or the text cannot be answered.
+            ModelError: a model cannot be loaded or failed on this input.
+
+        """
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        calls = [admit(self._tasks, name, text) for name in names]
+        for call in calls:
+            if call.spec.kind is not Kind.CLASSIFY:
+                raise InputError(
+                    f"Task {call.name} is of kind {call.spec.kind}; only classify can decide.",
+                    hint="Call run instead.",
+                )
+        found = self.models.choose([call.local for call in calls], text)
+        return found[0] if isinstance(tasks, str) else found
+
     def embed(self, texts: Sequence[str], *, model: str = "minilm-l6-int8") -> list[list[float]]:
         """Return one unit vector per text."""
         with self.models.encoder(model) as encoder:
@@ -161,19 +187,7 @@ class Runtime:
             InputError: no queued task has such an id, or several have.
 
         """
-        queue, chosen = self.book.queue, None
-        if task_ids is not None:
-            chosen = [queue.resolve(each) for each in task_ids]
-            queue.retry(chosen)
-        counts = {"done": 0, "waiting": 0, "failed": 0}
-        while limit > sum(counts.values()) and (claimed := queue.claim(1, among=chosen)):
-            queued = claimed[0]
-            try:
-                counts[self._resume(queued, again=chosen is not None)] += 1
-            except BaseException as error:
-                queue.give_back(queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S)
-                raise
-        return Drained(**counts)
+        return self._draining.drain(task_ids, limit=limit)
 
     def close(self) -> None:
         """Free models, clients and files; calling twice is harmless."""
@@ -242,7 +256,7 @@ class Runtime:
         answered = outcome.draft if outcome else None
         action, queue = decision.action, decision.queue
         if outcome is not None and answered is None:
-            action, queue = Action.DEFER, outcome.reason not in _FINAL
+            action, queue = Action.DEFER, outcome.reason not in FINAL
         own = draft.value if draft and verdict.valid and action is not Action.ABSTAIN else None
         task_id = None
         if action is Action.DEFER and queue:
@@ -275,61 +289,6 @@ class Runtime:
         )
         self.traces.append(_trace(result, call.text, draft))
         return result
-
-    def _resume(self, queued: QueuedTask, *, again: bool) -> str:
-        """Ask the cloud for one claimed task; return which count it belongs to."""
-        queue = self.book.queue
-        try:
-            call = admit(self._tasks, queued.task, queued.text, trace_id=queued.trace_id)
-        except EdgeError as error:
-            queue.fail(queued.id, error.message)
-            return "failed"
-        if queued.unclear_hold_id is not None and not again:
-            queue.fail(queued.id, "An earlier attempt may have been billed; retry it by its id.")
-            return "failed"
-        blocked = plan(call.spec, self._circumstances(call)).cloud_blocked
-        if blocked is not None:
-            queue.give_back(queued.id, blocked.value, retry_after_s=_RETRY_AFTER_S)
-            return "waiting"
-        outcome = self._ask_again(call, queued)
-        if outcome.draft is not None:
-            return "done"
-        if outcome.unclear or outcome.reason in _FINAL:
-            queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
-            return "failed"
-        queue.give_back(queued.id, outcome.reason.value, retry_after_s=_RETRY_AFTER_S)
-        return "waiting"
-
-    def _ask_again(self, call: Call, queued: QueuedTask) -> Outcome:
-        labels = self.models.labels(call.local)
-
-        def settle(hold: Hold, answer: CloudAnswer, outcome: Outcome) -> None:
-            """Settle and end the task in one transaction, so that neither is ever alone."""
-            with self.book.transaction():
-                self.book.ledger.settle(
-                    hold,
-                    answer.cost_microusd,
-                    tokens_in=answer.tokens_in,
-                    tokens_out=answer.tokens_out,
-                )
-                if outcome.draft is None:
-                    self.book.queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
-                    return
-                result: dict[str, object] = {
-                    "text": answer.text,
-                    "model": answer.model,
-                    "cost_microusd": answer.cost_microusd,
-                }
-                self.book.queue.complete(queued.id, result)
-
-        return self._escalation.ask(
-            call.name,
-            call.spec,
-            call.text,
-            trace_id=call.trace_id,
-            labels=labels,
-            settle=settle,
-        )
 
     def _open_pool(self, name: str) -> Pool:
         from edge.cloud.pool import Pool  # an HTTP client, once a task leaves the device

@@ -176,7 +176,11 @@ class TaskSpec(_Model):
     Attributes:
         kind: what it produces.
         model: the local model's name; ``None`` sends every call up or into the queue.
-        prompt: name of an entry in the pack's ``prompts`` (extract and generate).
+        prompt: name of an entry in the pack's ``prompts`` (extract, generate, and classify with
+            ``labels``).
+        labels: what a decoder chooses from (classify); without them the model is a head.
+        label_form: how a label is written after the prompt, with ``{label}`` in it; a model whose
+            words begin with a space may need one before it.
         output_schema: JSON Schema of the answer (extract).
         constrain: the local model can only generate what fits ``output_schema`` (extract).
         grammar: the form of what the local model generates (generate).
@@ -191,6 +195,8 @@ class TaskSpec(_Model):
     description: str = ""
     model: str | None = None
     prompt: str | None = None
+    labels: tuple[str, ...] = ()
+    label_form: str = "{label}"
     output_schema: dict[str, Any] | None = None
     constrain: bool = False
     grammar: GrammarSpec | None = None
@@ -206,13 +212,21 @@ class TaskSpec(_Model):
 
     @model_validator(mode="after")
     def _whole(self) -> TaskSpec:
-        needs_prompt = self.kind in {Kind.EXTRACT, Kind.GENERATE} and self.model is not None
+        decodes = self.kind in {Kind.EXTRACT, Kind.GENERATE} or bool(self.labels)
+        needs_prompt = decodes and self.model is not None
         if needs_prompt and self.prompt is None:
-            raise ValueError(f"a task of kind {self.kind} with a local model needs a prompt")
+            what = f"kind {self.kind}" + (" with labels" if self.labels else "")
+            raise ValueError(f"a task of {what} and a local model needs a prompt")
         if self.kind is Kind.EXTRACT and self.output_schema is None:
             raise ValueError("a task of kind extract needs an output_schema")
         if self.constrain and self.kind is not Kind.EXTRACT:
             raise ValueError("only a task of kind extract can be constrained by its output_schema")
+        if self.labels and self.kind is not Kind.CLASSIFY:
+            raise ValueError("only a task of kind classify can have labels")
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ValueError("labels must be at least two, all different")
+        if "{label}" not in self.label_form:
+            raise ValueError("label_form must hold {label}")
         if self.grammar is not None and self.kind is not Kind.GENERATE:
             raise ValueError("only a task of kind generate can have a grammar")
         return self

@@ -222,6 +222,32 @@ class TokenStats(NamedTuple):
     rank: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A typed decision: how probable each label is, without a generated token.
+
+    Attributes:
+        value: the most probable label.
+        distribution: every label's probability; they sum to 1. Not calibrated: see
+            ``Result.confidence`` for that.
+        log_mass: log-probability of all labels together, for a decoder; how far the model means to
+            answer with one of them at all. 0 for a head.
+        model: name of the model that answered.
+        digest: sha256 of its weights (and head).
+        device: for example ``cpu``.
+        tokens_in: tokens of the prompt; those that several questions share count for each.
+
+    """
+
+    value: str
+    distribution: dict[str, float]
+    log_mass: float
+    model: str
+    digest: str
+    device: str
+    tokens_in: int
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What a local model proposes, before anything judges it.

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.backends.questions import Question
 from edge.backends.scheduler import Scheduler
 
 
@@ -150,6 +151,22 @@ class Decoder(Protocol):
 
     def sequence(self) -> DecoderSequence:
         """Open an empty sequence."""
+        ...
+
+    def label_scores(
+        self, prompt: Sequence[int], questions: Sequence[Question]
+    ) -> list[list[float]]:
+        """Return the log-probability of every label of every question; generates nothing.
+
+        Args:
+            prompt: tokens that all questions begin with.
+            questions: see ``edge.backends.questions``.
+
+        Raises:
+            InputError: the prompt does not fit, or the labels are no choice.
+            GenerationError: the engine failed.
+
+        """
         ...
 
     def close(self) -> None:

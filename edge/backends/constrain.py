@@ -42,7 +42,7 @@ class Constraint:
             limits=limits(),
         )
         try:
-            fits = self.matcher().allowed(()).any()
+            fits = bool(self.matcher().allowed(()).any())
         except GenerationError:
             fits = False
         if not fits:
@@ -70,7 +70,7 @@ class Matcher:
         self._matcher = matcher
         self._mask = np.zeros(vocabulary.words, np.uint32)
         self._address, self._bytes = self._mask.ctypes.data, self._mask.nbytes
-        # Only Lark can name tokens by number or match bytes that are no text.
+        # Only Lark can match bytes that are no text.
         self._usable = vocabulary.usable if grammar.kind == "lark" else None
         self._seen = 0
         self._ahead: tuple[int, ...] = ()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backends.base import ModelInfo
+from edge.backends.questions import Question, score_by_sequences
 from edge.errors import GenerationError, InputError, ModelError
 
 BOS = 256
@@ -56,6 +57,12 @@ class FakeDecoder:
     def info(self) -> ModelInfo:
         """What is known of the model."""
         return self._info
+
+    def label_scores(
+        self, prompt: Sequence[int], questions: Sequence[Question]
+    ) -> list[list[float]]:
+        """Return every label's log-probability, computed one label after another."""
+        return score_by_sequences(self, prompt, questions)
 
     @property
     def scheduler(self) -> None:

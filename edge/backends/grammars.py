@@ -32,6 +32,7 @@ MAX_CHARS = 128 * 1024
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 _LISTING = re.compile(r"\n\s*\d+ \| .*", re.DOTALL)
 _INSIDE = re.compile(r"^at 1\(8\): (failed to compile JSON schema: )?")
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/')
 _CARET = re.compile(r"^    ( *)\^+\n+error: (.*)", re.MULTILINE)
 _END = 256
 
@@ -88,10 +89,11 @@ class Grammar:
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
-        """Return the grammar of the texts that a regular expression matches as a whole.
+        r"""Return the grammar of the texts that a regular expression matches as a whole.
 
-        The syntax is that of Python's ``re`` without look-around, back-references and word
-        boundaries; a brace that repeats nothing is written ``\\{``.
+        The syntax is that of Rust's regex crate, which is Python's without look-around and
+        back-references; word boundaries are not supported, ``\w`` is Unicode's, and a brace that
+        repeats nothing is written ``\{``.
 
         Raises:
             InputError: the pattern is invalid, unsupported or too long, or matches nothing.
@@ -104,13 +106,19 @@ class Grammar:
     def lark(cls, text: str) -> Grammar:
         """Return a context-free grammar in llguidance's variant of Lark.
 
-        It may hold ``%json {...}`` for a JSON schema. Special tokens cannot be part of it.
+        It may hold ``%json {...}`` for a JSON schema. Only text can be part of it: no tokens by
+        name or number.
 
         Raises:
             InputError: the grammar is invalid or too long, or nothing fits it.
 
         """
-        return cls._compiled("lark", _checked_text(text, "Lark grammar"), "Lark grammar")
+        if "<" in _LITERAL.sub("", _checked_text(text, "Lark grammar")):
+            raise InputError(
+                "The Lark grammar names a token between < and >; only text can be part of it.",
+                hint='Write the text in quotes, as in "<b>".',
+            )
+        return cls._compiled("lark", text, "Lark grammar")
 
     @classmethod
     def choices(cls, words: Sequence[str]) -> Grammar:
@@ -152,20 +160,19 @@ def _problem(text: str) -> str | None:
     matcher = LLMatcher(
         _bytes_tokenizer(), LLMatcher.grammar_from_lark(text), log_level=0, limits=limits()
     )
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-    if matcher.is_stopped() and matcher.is_accepting():
-        return "only the empty text fits it"
-    if matcher.is_stopped() and matcher.stop_reason() in {"NoExtension", "NoExtensionBias"}:
-        return "no text fits it"
-    return _reason(matcher.get_error()) if matcher.is_error() else None
+    begins = 0 if matcher.is_error() else int.from_bytes(matcher.compute_bitmask(), "little")
+    if matcher.is_error():
+        return _reason(matcher.get_error())
+    return "only the empty text fits it" if begins == 1 << _END else None
 
 
 def _reason(message: str) -> str:
     """Return the compiler's reason without its listing of our text."""
+    if message.startswith("NoExtension"):
+        return "no text fits it"
     if found := _CARET.search(message):
         return f"{found[2].strip()}, at character {len(found[1]) + 1}"
-    short = _INSIDE.sub("", _LISTING.sub("", message.replace("\n<non-verbose/>", "")))
+    short = _INSIDE.sub("", _LISTING.sub("", message.split("\n<", maxsplit=1)[0]))
     return " ".join(short.split())[:300].rstrip(".") or "unknown reason"
 
 
@@ -180,7 +187,7 @@ class _Bytes:
     is_tokenizer_wrapper = True
     eos_token_id = _END
     bos_token_id = None
-    tokens = (*(bytes([byte]) for byte in range(_END)), b"")
+    tokens = (*(bytes([byte]) for byte in range(_END)), b"\xff<end>")
     special_token_ids = (_END,)
 
     def __call__(self, _text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Decisions on a GGUF model: one pass over the prompt, one over the tries of all questions.
+"""Decisions on a GGUF model: one pass over the prompt, then the branches that can still matter.
 
 A context of its own over the model's weights, made on first use, with one KV cache for all
 branches: a token that several labels share is computed once and seen by each. Rows are read where
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edge._native.sampling import log_probs_at
-from edge.backends.decide import LogProbs, Node, Question, label_scores, trie
 from edge.backends.llama_handles import FailedError, Handles
+from edge.backends.questions import Node, Question, bounded_scores, likely, trie
 from edge.errors import InputError
 
 ROWS = 64
@@ -92,6 +92,7 @@ class _Run:
         self._context = context
         self._memory = handles.lib.llama_get_memory(context)
         self._batch = _Batch(handles.lib, handles.batch)
+        self._most = min(ROWS, handles.batch)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -126,21 +127,19 @@ class _Run:
         base = len(prompt) + len(question.suffix)
         for label in range(len(question.labels)):
             self._lib.llama_memory_seq_cp(self._memory, 0, label + 1, -1, -1)
-        inner = list(range(1, len(nodes)))
-        size = min(ROWS, self._handles.batch)
-        for at in range(0, len(inner), size):
-            part = inner[at : at + size]
-            for index in part:
+        reached = {0: 0.0}
+        while wave := likely(nodes, reached, known):
+            for index in wave[: self._most]:
                 node = nodes[index]
                 sequences = [label + 1 for label in node.labels]
                 self._batch.add(node.token, base + node.depth - 1, sequences, row=True)
             self._decode()
-            for place, index in enumerate(part):
+            for place, index in enumerate(wave[: self._most]):
                 self._keep(known, nodes, index, self._address(place))
         for label in range(len(question.labels)):
             self._lib.llama_memory_seq_rm(self._memory, label + 1, -1, -1)
         self._lib.llama_memory_seq_rm(self._memory, 0, len(prompt), -1)
-        return label_scores(question, nodes, _reader(known))
+        return bounded_scores(question, nodes, known)
 
     def _keep(
         self, known: dict[int, dict[int, float]], nodes: list[Node], index: int, row: int
@@ -211,7 +210,3 @@ class _Batch:
 def _groups(labels: int) -> Iterator[range]:
     for start in range(0, labels, MOST_BRANCHES):
         yield range(start, min(start + MOST_BRANCHES, labels))
-
-
-def _reader(known: dict[int, dict[int, float]]) -> Callable[[int], LogProbs]:
-    return lambda node: lambda tokens: [known[node][token] for token in tokens]

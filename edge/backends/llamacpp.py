@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backends.base import ModelInfo
-from edge.backends.decide import Question
 from edge.backends.gguf import check_gguf
 from edge.backends.llama_decide import Decider
 from edge.backends.llama_engine import open_engine
 from edge.backends.llama_handles import FailedError, Handles, closed_error
 from edge.backends.llama_library import llama_library
 from edge.backends.prefixes import Snapshots
+from edge.backends.questions import Question
 from edge.backends.scheduler import Scheduler
 from edge.backends.threads import choose_threads, fixed_threads, thread_candidates
 from edge.errors import Busy, DeviceFallback, GenerationError, InputError
@@ -219,7 +219,7 @@ class LlamaDecoder:
 
         Args:
             prompt: tokens that all questions begin with, read once.
-            questions: see ``edge.backends.decide``.
+            questions: see ``edge.backends.questions``.
 
         Raises:
             InputError: the prompt does not fit, or the labels are no choice.

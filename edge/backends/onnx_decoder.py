@@ -26,6 +26,7 @@ from edge.backends.onnx_auto import as_chosen, resolve_device
 from edge.backends.onnx_past import Past, advance
 from edge.backends.onnx_runner import Ask, Runner
 from edge.backends.onnx_session import Opened
+from edge.backends.questions import Question, score_by_sequences
 from edge.backends.threads import fixed_threads
 from edge.errors import InputError, LoadError, ModelError
 
@@ -160,6 +161,12 @@ class OnnxDecoder:
         """What is known of the model."""
         placement = self._runner.placement
         return dataclasses.replace(self._info, device=placement.used, placement=placement)
+
+    def label_scores(
+        self, prompt: Sequence[int], questions: Sequence[Question]
+    ) -> list[list[float]]:
+        """Return every label's log-probability, computed one label after another."""
+        return score_by_sequences(self, prompt, questions)
 
     @property
     def scheduler(self) -> None:

@@ -150,7 +150,7 @@ def _object_rules(
         for at, key in enumerate(keys)
     ]
     rules.append(f"{name}: ({' | '.join(first)}) {empty}")
-    rules.append(f"""{own}r::_ : "}}" %if {_all_of(needed)} | {' | '.join(rest)}""")
+    rules.append(f"""{own}r::_ : "}}" %if {_all_of(needed)} | {" | ".join(rest)}""")
     for at, part in enumerate(schema["properties"].values()):
         if _is_closed(part) and not _DEFINITIONS & set(part):
             _object_rules(rules, f"{own}v{at}", part, definitions, compact=compact)

@@ -31,8 +31,7 @@ _LONGEST_FORCED = 4096
 _MOST_SETTLED = 4096
 # llguidance takes tokens that fit a slice as a whole without walking them. Its own slices suit
 # unbounded strings; the short ones serve strings whose remaining length is short.
-_SLICES = [*(rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in (2, 4, 6, 8, 10, 14, 20, 30))]
-_SLICES += [r'[^"\\\x00-\x1F\x7F]+']
+_SLICES = [rf'[^"\\\x00-\x1F\x7F]{{{most}}}' for most in ("1,5", "1,10", "1,30", "1,")]
 
 
 class Vocabulary:
@@ -124,7 +123,8 @@ class Vocabulary:
         return []
 
     def _spelled(self, tokens: Sequence[int]) -> bytes:
-        return b"".join(self._pieces[token] for token in tokens)
+        # A tokenizer may know more tokens than the model.
+        return b"".join(self._pieces[token] for token in tokens if token < self.size)
 
 
 class _Tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import typer
@@ -116,10 +116,38 @@ def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None
                 "remaining_microusd": ledger.remaining_microusd(),
             }
             unclear = ledger.holds("unclear")
+            _memory(found, runtime)
         if unclear:
             found.notes.append(f"{len(unclear)} holds have an unclear outcome and stay held.")
     except EdgeError as error:
         found.problems.append(str(error))
+
+
+def _memory(found: _Findings, runtime: Runtime) -> None:
+    """Say what the tasks' models will take in memory, and which one can never be loaded."""
+    models, names = runtime.models, set[str]()
+    for task in runtime.tasks().values():
+        if task.spec.model is not None:
+            encoder = models.loader.store.manifest(task.spec.model).encoder
+            names |= {task.spec.model, *([encoder.name] if encoder else [])}
+    budget = models.residency.budget_bytes
+    sizes: dict[str, int] = {}
+    for name in sorted(names):
+        try:
+            sizes[name] = models.loader.estimate(name)
+        except EdgeError:
+            continue  # `_models` says why
+        if budget is not None and sizes[name] > budget:
+            found.problems.append(
+                f"model {name} needs about {_mb(sizes[name])}; the pack's memory budget is "
+                f"{_mb(budget)}"
+            )
+    loaded = [asdict(resident) for resident in models.residency.report()]
+    found.facts["memory"] = {"budget_bytes": budget, "estimates": sizes, "loaded": loaded}
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def _print(found: _Findings, devices: Devices) -> None:
@@ -141,6 +169,12 @@ def _print(found: _Findings, devices: Devices) -> None:
         budget = found.facts["budget"]
         parts = [f"{what} {show.dollars(budget[f'{what}_microusd'])}" for what in _BUDGET]
         rows.append(("budget", ", ".join(parts)))
+    if "memory" in found.facts:
+        memory = found.facts["memory"]
+        limit = memory["budget_bytes"]
+        each = [f"{name} {_mb(size)}" for name, size in memory["estimates"].items()]
+        told = "no budget" if limit is None else f"budget {_mb(limit)}"
+        rows.append(("memory", f"{told}; about {', '.join(each)}"))
     show.table("", ("what", "found"), [(a, escape(b)) for a, b in rows])
     for note in found.notes:
         show.console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)

@@ -13,7 +13,7 @@ from rich.markup import escape
 import edge
 from edge.cli import show
 from edge.cli.run import AsJson, Offline, Pack, State
-from edge.runtime import Drained
+from edge.drain import Drained
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN = 60

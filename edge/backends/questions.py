@@ -9,16 +9,20 @@ the rows is up to the engine; ``score_by_sequences`` serves engines that can onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.base import Decoder
 from edge.errors import InputError
 
-LogProbs = Callable[[Sequence[int]], list[float]]
+if TYPE_CHECKING:
+    from edge.backends.base import Decoder
+
+NEGLIGIBLE = 14.0
+"""Nats below the best at which a label is not followed further: less than a millionth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +85,66 @@ def trie(question: Question) -> list[Node]:
     return nodes
 
 
-def label_scores(
-    question: Question, nodes: Sequence[Node], row: Callable[[int], LogProbs]
-) -> list[float]:
-    """Return the log-probability of every label, its end token included.
+def likely(
+    nodes: Sequence[Node], reached: dict[int, float], known: Mapping[int, Mapping[int, float]]
+) -> list[int]:
+    """Return the nodes to compute next, parents first; none once the rest cannot matter.
+
+    A node matters while the log-probability that reaches it, which bounds every label below it, is
+    within ``NEGLIGIBLE`` of the best label or bound. Below a node of a single label all of its path
+    is asked for at once.
 
     Args:
-        question: what was asked.
-        nodes: its trie.
-        row: from a node's index to what reads log-probabilities off its row of logits.
+        nodes: a trie.
+        reached: filled with the log-probability of reaching each node.
+        known: log-probabilities of children by token, for the nodes computed so far.
 
     """
-    reached = [0.0] * len(nodes)
-    scores = [-math.inf] * len(question.labels)
+    best, waiting = -math.inf, []
     for index, node in enumerate(nodes):
-        tokens = list(node.children)
-        for token, value in zip(tokens, row(index)(tokens), strict=True):
+        if index not in reached:
+            continue
+        if index not in known:
+            waiting.append(index)
+            best = max(best, reached[index])
+            continue
+        for token, value in known[index].items():
             child = node.children[token]
-            if child < 0:
-                scores[-1 - child] = reached[index] + value
-            else:
+            best = max(best, reached[index] + value) if child < 0 else best
+            if child >= 0:
                 reached[child] = reached[index] + value
+    wave = [index for index in waiting if reached[index] > best - NEGLIGIBLE]
+    return sorted(set(wave).union(*(_path_below(nodes, index) for index in wave)))
+
+
+def _path_below(nodes: Sequence[Node], index: int) -> list[int]:
+    found = []
+    while len(nodes[index].labels) == 1:
+        (child,) = nodes[index].children.values()
+        if child < 0:
+            break
+        found.append(child)
+        index = child
+    return found
+
+
+def bounded_scores(
+    question: Question, nodes: Sequence[Node], known: Mapping[int, Mapping[int, float]]
+) -> list[float]:
+    """Return every label's log-probability, its end token included.
+
+    A label whose path was not followed to its end has the log-probability of the part that was: an
+    upper bound, too small to matter beside the best.
+    """
+    scores = [-math.inf] * len(question.labels)
+    reached = [0.0] * len(nodes)
+    for index, node in enumerate(nodes):
+        for token, child in node.children.items():
+            value = reached[index] + known.get(index, {}).get(token, 0.0)
+            if child < 0:
+                scores[-1 - child] = value
+            else:
+                reached[child] = value
     return scores
 
 
@@ -125,26 +168,23 @@ def score_by_sequences(
     found = []
     for question in questions:
         nodes = trie(question)
-        rows: dict[int, NDArray[np.float64]] = {}
+        known: dict[int, dict[int, float]] = {}
         for label in question.labels:
-            sequence = decoder.sequence()
+            sequence, at = decoder.sequence(), 0
             try:
-                row, at = sequence.forward([*prompt, *question.suffix]), 0
-                rows.setdefault(0, _log_softmax(row))
-                for token in label:
-                    row, at = sequence.forward([token]), nodes[at].children[token]
-                    rows.setdefault(at, _log_softmax(row))
+                row = sequence.forward([*prompt, *question.suffix])
+                for token in (*label, None):
+                    known.setdefault(at, _log_probs(row, nodes[at].children))
+                    if token is not None:
+                        row, at = sequence.forward([token]), nodes[at].children[token]
             finally:
                 sequence.close()
-        found.append(label_scores(question, nodes, _reader(rows)))
+        found.append(bounded_scores(question, nodes, known))
     return found
 
 
-def _log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
+def _log_probs(row: NDArray[np.float32], tokens: Iterable[int]) -> dict[int, float]:
     values = row.astype(np.float64)
     values -= values.max()
-    return np.asarray(values - np.log(np.exp(values).sum()))
-
-
-def _reader(rows: Mapping[int, NDArray[np.float64]]) -> Callable[[int], LogProbs]:
-    return lambda node: lambda tokens: [float(rows[node][token]) for token in tokens]
+    log_sum = np.log(np.exp(values).sum())
+    return {token: float(values[token] - log_sum) for token in tokens}

@@ -1,0 +1,134 @@
+"""Draining the queue: asking the cloud for tasks that had to wait.
+
+One task at a time is claimed, asked for and ended (answered, put back, given up), so that whatever
+interrupts the pass leaves the others waiting. What may have been billed is not asked for again
+unless somebody names the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge.admit import Call, admit
+from edge.errors import EdgeError
+from edge.escalate import FINAL, Escalation, Outcome
+from edge.local import LocalTask
+from edge.route import Circumstances, plan
+from edge.store.book import Book
+from edge.store.ledger import Hold
+from edge.store.queue import QueuedTask
+
+if TYPE_CHECKING:
+    from edge.cloud.pool import CloudAnswer
+
+_RETRY_AFTER_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What one pass over the queue came to: how many were answered, put back, given up."""
+
+    done: int = 0
+    waiting: int = 0
+    failed: int = 0
+
+
+class Draining:
+    """Passes over the queue of one runtime.
+
+    Args:
+        book: ledger and queue.
+        tasks: by name.
+        escalation: asks the pools.
+        labels: what a classification task may choose from.
+        circumstances: what the runtime knows of the world for a call.
+
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        tasks: Mapping[str, LocalTask],
+        escalation: Escalation,
+        *,
+        labels: Callable[[LocalTask], Sequence[str]],
+        circumstances: Callable[[Call], Circumstances],
+    ) -> None:
+        self._book = book
+        self._tasks = tasks
+        self._escalation = escalation
+        self._labels = labels
+        self._circumstances = circumstances
+
+    def drain(self, task_ids: Sequence[str] | None, *, limit: int) -> Drained:
+        """Ask for what is due, or for the named tasks; see ``Runtime.drain``."""
+        queue, chosen = self._book.queue, None
+        if task_ids is not None:
+            chosen = [queue.resolve(each) for each in task_ids]
+            queue.retry(chosen)
+        counts = {"done": 0, "waiting": 0, "failed": 0}
+        while limit > sum(counts.values()) and (claimed := queue.claim(1, among=chosen)):
+            queued = claimed[0]
+            try:
+                counts[self._resume(queued, again=chosen is not None)] += 1
+            except BaseException as error:
+                queue.give_back(queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S)
+                raise
+        return Drained(**counts)
+
+    def _resume(self, queued: QueuedTask, *, again: bool) -> str:
+        """Ask the cloud for one claimed task; return which count it belongs to."""
+        queue = self._book.queue
+        try:
+            call = admit(self._tasks, queued.task, queued.text, trace_id=queued.trace_id)
+        except EdgeError as error:
+            queue.fail(queued.id, error.message)
+            return "failed"
+        if queued.unclear_hold_id is not None and not again:
+            queue.fail(queued.id, "An earlier attempt may have been billed; retry it by its id.")
+            return "failed"
+        blocked = plan(call.spec, self._circumstances(call)).cloud_blocked
+        if blocked is not None:
+            queue.give_back(queued.id, blocked.value, retry_after_s=_RETRY_AFTER_S)
+            return "waiting"
+        outcome = self._ask_again(call, queued)
+        if outcome.draft is not None:
+            return "done"
+        if outcome.unclear or outcome.reason in FINAL:
+            queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
+            return "failed"
+        queue.give_back(queued.id, outcome.reason.value, retry_after_s=_RETRY_AFTER_S)
+        return "waiting"
+
+    def _ask_again(self, call: Call, queued: QueuedTask) -> Outcome:
+        labels = self._labels(call.local)
+
+        def settle(hold: Hold, answer: CloudAnswer, outcome: Outcome) -> None:
+            """Settle and end the task in one transaction, so that neither is ever alone."""
+            with self._book.transaction():
+                self._book.ledger.settle(
+                    hold,
+                    answer.cost_microusd,
+                    tokens_in=answer.tokens_in,
+                    tokens_out=answer.tokens_out,
+                )
+                if outcome.draft is None:
+                    self._book.queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
+                    return
+                result: dict[str, object] = {
+                    "text": answer.text,
+                    "model": answer.model,
+                    "cost_microusd": answer.cost_microusd,
+                }
+                self._book.queue.complete(queued.id, result)
+
+        return self._escalation.ask(
+            call.name,
+            call.spec,
+            call.text,
+            trace_id=call.trace_id,
+            labels=labels,
+            settle=settle,
+        )
