@@ -27,6 +27,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/latency.py
 	$(BIN)/python bench/sampler.py
+	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/startup.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

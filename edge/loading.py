@@ -6,6 +6,7 @@ Every file passes the store's check first. Keeps nothing; ``edge.backends.reside
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge.backends.base import Decoder, Encoder
 from edge.backends.footprint import CacheShape, shape_of_architecture, shape_of_gguf
@@ -19,6 +20,7 @@ MAX_SEQUENCES = 2
 _CONTEXT = 2048
 _ONNX_CONTEXT = 1024
 _MAX_TOKENS = 256
+_F32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,14 @@ class Loader:
     Args:
         store: where they lie; it checks digests.
         threads: threads per forward pass; measured per model where ``None``.
+        choices: the file that remembers which device each ONNX model is fastest on; nothing is
+            remembered where ``None``.
 
     """
 
     store: ModelStore
     threads: int | None = None
+    choices: Path | None = None
 
     def head(self, name: str) -> Head:
         """Load a head.
@@ -57,6 +62,9 @@ class Loader:
             digest=manifest.digest,
             max_tokens=manifest.max_tokens or _MAX_TOKENS,
             threads=self.threads,
+            device=str(manifest.facts.get("device", "auto")),
+            buckets=tuple(manifest.facts.get("buckets", ())),
+            memory=self.choices,
         )
 
     def decoder(self, name: str) -> Decoder:
@@ -93,7 +101,8 @@ class Loader:
             return weights
         if manifest.engine == "onnx":
             context = manifest.context or _ONNX_CONTEXT
-            return weights + shape.bytes(context=context, sequences=MAX_SEQUENCES)
+            cache = shape.bytes(context=context, sequences=MAX_SEQUENCES, element_bytes=_F32_BYTES)
+            return weights + cache
         from edge.backends.llamacpp import PREFIX_SEQUENCES
 
         sequences = MAX_SEQUENCES + PREFIX_SEQUENCES
@@ -134,4 +143,6 @@ class Loader:
             bos_token=facts.bos_token if facts else None,
             end_tokens=facts.end_tokens if facts else (),
             threads=self.threads,
+            device=str(manifest.facts.get("device", "auto")),
+            memory=self.choices,
         )

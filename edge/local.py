@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edge.backends.base import Decoder, Encoder
@@ -67,6 +68,7 @@ class LocalModels:
         store: where the models lie; it checks digests.
         threads: threads per forward pass; measured per model where ``None``.
         memory: how much memory they may take together, and how long they stay.
+        choices: see ``edge.loading.Loader``.
 
     Attributes:
         loader: loads a model, or tells how much memory it will take.
@@ -75,13 +77,18 @@ class LocalModels:
     """
 
     def __init__(
-        self, store: ModelStore, *, threads: int | None = None, memory: Memory | None = None
+        self,
+        store: ModelStore,
+        *,
+        threads: int | None = None,
+        memory: Memory | None = None,
+        choices: Path | None = None,
     ) -> None:
         self._store = store
         self._calibrations: dict[tuple[str, str], Calibration | None] = {}
         self._closed = False
         memory = memory or Memory()
-        self.loader = Loader(store, threads)
+        self.loader = Loader(store, threads, choices)
         self.residency = Residency(
             memory.budget_bytes, keep_alive_s=memory.keep_alive_s, pinned=memory.pin
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from edge.admit import Call, admit
+from edge.backends.onnx_choice import FILE as DEVICE_CHOICES
 from edge.config import is_offline, state_folder
 from edge.drain import Drained, Draining
 from edge.errors import GenerationError, InputError
@@ -62,7 +63,9 @@ class Runtime:
         self._tasks = all_tasks(pack, state)
         store = model_store(pack, state)
         check_models(self._tasks, store)
-        self.models = LocalModels(store, threads=threads, memory=pack.memory)
+        self.models = LocalModels(
+            store, threads=threads, memory=pack.memory, choices=state / DEVICE_CHOICES
+        )
         budget = pack.budget
         self.book = Book.open(
             state,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge.backends.questions import Question
 from edge.backends.scheduler import Scheduler
+from edge.errors import DeviceFallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,16 @@ class Placement:
         """Whether less runs on the device than was asked for."""
         elsewhere = self.asked not in {"auto", self.used}
         return elsewhere or (self.share is not None and self.share < 1)
+
+    def require(self, name: str) -> None:
+        """Make sure that all of the model runs where it was asked to.
+
+        Raises:
+            DeviceFallback: it does not.
+
+        """
+        if self.fallback:
+            raise DeviceFallback(f"{name} cannot run on {self.asked!r}: {self.why}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.base import ModelInfo
+from edge.backends.base import ModelInfo, Placement
 from edge.backends.questions import Question, score_by_sequences
 from edge.errors import GenerationError, InputError, ModelError
 
@@ -22,6 +22,7 @@ BOS = 256
 END = 257
 VOCAB_SIZE = 258
 DIGEST = "f" * 64
+_HERE = Placement("cpu", "cpu")
 _SURE = 12.0
 
 
@@ -51,7 +52,9 @@ class FakeDecoder:
         self.fail_after = fail_after
         self.open_sequences = 0
         self.closed = False
-        self._info = ModelInfo(name, "fake", DIGEST, "cpu", context, vocab_size=VOCAB_SIZE)
+        self._info = ModelInfo(
+            name, "fake", DIGEST, "cpu", context, vocab_size=VOCAB_SIZE, placement=_HERE
+        )
 
     @property
     def info(self) -> ModelInfo:
@@ -165,7 +168,9 @@ class FakeEncoder:
         self, *, dimensions: int = 64, max_tokens: int = 256, name: str = "fake-encoder"
     ) -> None:
         self._closed = False
-        self._info = ModelInfo(name, "fake", DIGEST, "cpu", max_tokens, dimensions=dimensions)
+        self._info = ModelInfo(
+            name, "fake", DIGEST, "cpu", max_tokens, dimensions=dimensions, placement=_HERE
+        )
 
     @property
     def info(self) -> ModelInfo:

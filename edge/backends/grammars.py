@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 from edge.backends.schemas import any_order, check_schema_shape, json_rule, locate, quoted
 from edge.errors import InputError
 
-Kind: TypeAlias = Literal["json_schema", "regex", "lark", "choices"]
+GrammarKind: TypeAlias = Literal["json_schema", "regex", "lark", "choices"]
 Order: TypeAlias = Literal["schema", "any"]
 Schema: TypeAlias = dict[str, Any] | str | type[BaseModel]
 
@@ -47,7 +47,7 @@ class Grammar:
 
     """
 
-    kind: Kind
+    kind: GrammarKind
     text: str
 
     @property
@@ -140,7 +140,7 @@ class Grammar:
         return cls._compiled("choices", f"start: CHOICE\nCHOICE: {literals}", "list of choices")
 
     @classmethod
-    def _compiled(cls, kind: Kind, lark: str, what: str) -> Grammar:
+    def _compiled(cls, kind: GrammarKind, lark: str, what: str) -> Grammar:
         text = lark + _NO_FORCING
         problem = _problem(text)
         if problem is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.llama_library import last_errors
+from edge.backends.llama_library import last_errors, offloaded_layers
 from edge.errors import InputError, LoadError, ModelError
 
 MAX_BATCH = 512
@@ -66,6 +66,7 @@ class Handles:
             raise LoadError(
                 f"{path} cannot be loaded: {last_errors() or 'llama.cpp gave no reason'}."
             )
+        self.offloaded = offloaded_layers() if gpu else None
         try:
             self._start(path, context, gpu=gpu)
         except BaseException:

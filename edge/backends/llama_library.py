@@ -8,6 +8,7 @@ sequences or tokens.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections import deque
 from types import ModuleType
@@ -17,6 +18,7 @@ from edge.errors import LoadError
 
 _KEPT_LINES = 64
 _ERROR_LEVEL = 3
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 _lock = threading.Lock()
 _loaded: list[ModuleType] = []
@@ -42,6 +44,18 @@ def last_errors() -> str:
     lines = [text for level, text in _log if level >= _ERROR_LEVEL]
     _log.clear()
     return "; ".join(dict.fromkeys(lines))
+
+
+def offloaded_layers() -> tuple[int, int] | None:
+    """Return how many layers the model that was loaded last has on a GPU, and how many in all.
+
+    llama.cpp says so in its log only; ``None`` where it does not, as when it knows no GPU.
+    """
+    for _, line in reversed(_log):
+        found = _OFFLOADED.search(line)
+        if found:
+            return int(found[1]), int(found[2])
+    return None
 
 
 def _load() -> ModuleType:

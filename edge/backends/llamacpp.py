@@ -22,11 +22,12 @@ from edge.backends.llama_decide import Decider
 from edge.backends.llama_engine import open_engine
 from edge.backends.llama_handles import FailedError, Handles, closed_error
 from edge.backends.llama_library import llama_library
+from edge.backends.llama_placement import place_layers, use_gpu
 from edge.backends.prefixes import Snapshots
 from edge.backends.questions import Question
 from edge.backends.scheduler import Scheduler
 from edge.backends.threads import choose_threads, fixed_threads, thread_candidates
-from edge.errors import Busy, DeviceFallback, GenerationError, InputError
+from edge.errors import Busy, GenerationError, InputError
 
 PREFIX_SEQUENCES = 2
 """Sequences beyond the callers' own that keep prompts' beginnings."""
@@ -93,6 +94,7 @@ class LlamaDecoder:
         threads: int | None = None,
         max_sequences: int = 1,
         device: str = "cpu",
+        strict: bool = False,
         wait_s: float = 60.0,
         snapshots: Path | None = None,
     ) -> LlamaDecoder:
@@ -107,12 +109,15 @@ class LlamaDecoder:
                 ``edge.backends.threads``.
             max_sequences: sequences that may be open at once; each takes memory for a context.
             device: ``cpu``, or ``gpu`` for all layers on the first GPU.
+            strict: a fallback to the CPU, of one layer too, is an error; without it the reason is
+                in ``info.placement``.
             wait_s: how long ``sequence`` waits for one to come free.
             snapshots: folder where the KV cache of prompts' beginnings outlives the process.
 
         Raises:
             LoadError: the file is missing, truncated, not GGUF, or not a decoder.
-            DeviceFallback: a GPU is asked for and llama.cpp was built without one.
+            DeviceFallback: no device is called so; or ``strict``, and the GPU is not there or
+                does not take all layers.
             InputError: ``context`` or ``max_sequences`` is below 1.
 
         """
@@ -121,26 +126,23 @@ class LlamaDecoder:
         fixed = fixed_threads(threads)
         check_gguf(path)
         lib = llama_library()
-        if device not in {"cpu", "gpu"} or (
-            device == "gpu" and not lib.llama_supports_gpu_offload()
-        ):
-            raise DeviceFallback(
-                f"{name} cannot run on {device!r}: llama.cpp here offers cpu only."
-            )
-        handles = Handles(
-            lib, path, context, max_sequences, spare=PREFIX_SEQUENCES, gpu=device == "gpu"
-        )
+        gpu = use_gpu(name, device, built=bool(lib.llama_supports_gpu_offload()), strict=strict)
+        handles = Handles(lib, path, context, max_sequences, spare=PREFIX_SEQUENCES, gpu=gpu)
         try:
+            placement = place_layers(device, gpu=gpu, offloaded=handles.offloaded)
+            if strict:
+                placement.require(name)
             generating, reading = _choose(handles, fixed)
             handles.set_threads(generating, reading)
             info = ModelInfo(
                 name=name,
                 engine="llamacpp",
                 digest=digest,
-                device=device,
+                device=placement.used,
                 context=handles.limit,
                 vocab_size=handles.vocab_size,
                 threads=generating,
+                placement=placement,
             )
             return cls(handles, info, wait_s=wait_s, snapshots=snapshots)
         except BaseException:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge.backends.threads import ENOUGH_FASTER
 from edge.errors import ModelError
 
 FILE = "devices.json"
@@ -35,7 +36,7 @@ def choose_device(
     *,
     memory: Path | None = None,
 ) -> tuple[str, str]:
-    """Return the fastest device and why it was chosen.
+    """Return the fastest device and why it was chosen; the first unless one is clearly faster.
 
     Args:
         key: see ``choice_key``.
@@ -65,8 +66,11 @@ def _fastest(devices: Sequence[str], measure: Callable[[str], float]) -> tuple[s
             told.append(f"{device} {times[device] * 1e3:.1f} ms")
         except ModelError as error:
             told.append(f"{device} failed: {error.message.rstrip('.')}")
-    chosen = min(times, key=lambda device: times[device]) if times else devices[0]
-    return chosen, f"measured: {'; '.join(told)}"
+    why = f"measured: {'; '.join(told)}"
+    if not times:
+        return devices[0], why
+    first, fastest = next(iter(times)), min(times, key=lambda device: times[device])
+    return (fastest if times[fastest] < ENOUGH_FASTER * times[first] else first), why
 
 
 def _read(memory: Path) -> dict[str, dict[str, str]]:

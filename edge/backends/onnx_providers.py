@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edge.errors import LoadError
+from edge.errors import InputError, LoadError
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -132,10 +132,12 @@ def register_plugin(device: str, library_path: Path) -> None:
 
     Raises:
         LoadError: the library cannot be loaded as an execution provider.
+        InputError: no device is called so.
 
     """
-    library = onnx_library()
-    name = PROVIDERS[device]
+    if device not in PROVIDERS:
+        raise InputError(f"{device!r} is no device; known are {', '.join(PROVIDERS)}.")
+    library, name = onnx_library(), PROVIDERS[device]
     with _lock:
         if name in _registered:
             return

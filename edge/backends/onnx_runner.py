@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge.backends.base import Placement
-from edge.backends.onnx_session import Opened, check_strict, engine_errors, open_session
+from edge.backends.onnx_session import Opened, engine_errors, open_session
 from edge.errors import GenerationError, ModelError
 
 FREE_AXES = ("batch", "sequence")
@@ -145,7 +145,7 @@ class Runner:
             placement.asked, "cpu", why=f"{placement.used} failed at run time: {error.message[:-1]}"
         )
         if self._ask.strict:
-            check_strict(self._ask.name, moved)
+            moved.require(self._ask.name)
         with self._lock:
             self._check_open()
             if self._device != "cpu":

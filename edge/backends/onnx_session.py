@@ -32,7 +32,6 @@ __all__ = [
     "PROVIDERS",
     "Opened",
     "available_devices",
-    "check_strict",
     "engine_errors",
     "onnx_library",
     "open_session",
@@ -72,11 +71,14 @@ def open_session(
     Raises:
         LoadError: the file is missing, is not ONNX, is truncated, or needs operators that plain
             ONNX Runtime does not have.
-        DeviceFallback: ``strict``, and the device is not there or does not take the whole model.
+        DeviceFallback: no device is called so; or ``strict``, and it is not there or does not
+            take the whole model.
 
     """
     if not path.is_file():
         raise LoadError(f"{path} cannot be read: it is not a file.")
+    if device not in PROVIDERS:
+        raise DeviceFallback(f"{path.name} cannot run on {device!r}: {why_missing(device)}.")
     model = _Model(onnx_library(), path, threads, sizes or {})
     here = providers_here() if device != "cpu" else {}
     if device == "cpu":
@@ -86,19 +88,8 @@ def open_session(
     else:
         opened = _instead(model, device, why_missing(device))
     if strict:
-        check_strict(path.name, opened.placement)
+        opened.placement.require(path.name)
     return opened
-
-
-def check_strict(name: str, placement: Placement) -> None:
-    """Make sure that all of a model runs where it was asked to.
-
-    Raises:
-        DeviceFallback: it does not.
-
-    """
-    if placement.fallback:
-        raise DeviceFallback(f"{name} cannot run on {placement.asked!r}: {placement.why}.")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ into something deeper than ``MAX_DEPTH``, never fetches a reference.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ _NOTES = {"title", "description", "default", "examples", "$comment", "$schema", 
 _DEFINITIONS = {"$defs", "definitions"}
 _CLOSED = _NOTES | _DEFINITIONS | {"type", "properties", "required", "additionalProperties"}
 _LOCAL_REFS = ("#/$defs/", "#/definitions/")
-_PROBES = 200
+_MOST_RULES = 256 * 1024
 
 
 def check_schema_shape(schema: dict[str, Any]) -> None:
@@ -95,8 +96,8 @@ def any_order(schema: dict[str, Any], *, compact: bool) -> str | None:
     Uses one bit of a rule's parameter per property, as llguidance's parametric grammars allow.
 
     Returns:
-        ``None`` where the top level is not a closed object of at most 63 properties, or a reference
-        goes elsewhere than to ``$defs``.
+        ``None`` where the top level is not a closed object of at most 63 properties, a reference
+        goes elsewhere than to ``$defs``, or the grammar would be very long.
 
     """
     if not _is_closed(schema) or not all(ref.startswith(_LOCAL_REFS) for ref in _refs(schema)):
@@ -104,7 +105,8 @@ def any_order(schema: dict[str, Any], *, compact: bool) -> str | None:
     rules: list[str] = []
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
     _object_rules(rules, "start", schema, definitions, compact=compact)
-    return "\n".join(rules)
+    text = "\n".join(rules)
+    return text if len(text) <= _MOST_RULES else None
 
 
 def _is_closed(schema: Any) -> bool:
@@ -174,19 +176,26 @@ def _all_of(conditions: list[str]) -> str:
 
 
 def locate(
-    schema: dict[str, Any], problem: Callable[[dict[str, Any]], str | None]
+    schema: dict[str, Any],
+    problem: Callable[[dict[str, Any]], str | None],
+    *,
+    budget_s: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[str, str | None]:
     """Return the place of the innermost part that is wrong by itself, as a JSON pointer, and why.
 
     Args:
         schema: one that is wrong as a whole.
         problem: says of a schema why it is wrong, or ``None``.
+        budget_s: how long to look; then the place found so far is given.
+        clock: monotonic seconds.
 
     """
+    late = clock() + budget_s
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
     place, why = "", None
     parts = _parts(schema)
-    for _ in range(_PROBES):
+    while clock() < late:
         at, part = next(parts, ("", None))
         if part is None:
             break

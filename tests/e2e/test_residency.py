@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import edge
+from edge.cli.main import main
 from edge.errors import ConfigError, LoadError
 
 CARD = ("support_intent", "my card was swallowed by the machine", "card_swallowed")
@@ -142,3 +143,16 @@ def test_every_shipped_model_has_an_estimate(tmp_path):
     with small(tmp_path) as runtime:
         sizes = {name: runtime.models.loader.estimate(name) for name in (ENCODER, HEAD, DECODER)}
     assert sizes == {ENCODER: 23_107_002, HEAD: 240_168, DECODER: 16_268_960}
+
+
+def test_doctor_names_a_model_that_is_larger_than_the_budget(tmp_path, monkeypatch, capsys):
+    path = pack_with(tmp_path, {"budget_mb": 20})
+    told = ["edge", "doctor", "--pack", str(path), "--state", str(tmp_path / "state"), "--json"]
+    monkeypatch.setattr("sys.argv", told)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"]["budget_bytes"] == 20_000_000
+    assert found["memory"]["estimates"] == {ENCODER: 23_107_002, HEAD: 240_168}
+    (problem,) = found["problems"]
+    assert f"{ENCODER} needs about 23.1 MB" in problem

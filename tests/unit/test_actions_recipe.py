@@ -115,6 +115,21 @@ def test_substitution_keeps_spans_on_their_values(recipe, examples):
     assert seen == known
 
 
+def test_pieces_are_the_utterance_with_its_slots(recipe, examples):
+    pieces = recipe.data.tagged_pieces(examples[0])
+    assert pieces == [
+        (" add", ""),
+        (" clem burke", "artist"),
+        (" to", ""),
+        (" r & b", "playlist"),
+    ]
+    for one in examples:
+        found = recipe.data.tagged_pieces(one)
+        assert "".join(text for text, _ in found) == recipe.data.spaced(one.text)
+    inside = recipe.data.Example("replay it", "PlayMusic", (recipe.data.Slot("x", 2, 6),))
+    assert recipe.data.tagged_pieces(inside) is None
+
+
 def test_split_is_by_text_and_repeatable(recipe):
     rows = [recipe.data.Example(f"play song {i}", "PlayMusic", ()) for i in range(400)]
     twins = [recipe.data.Example(f"PLAY  song {i}", "PlayMusic", ()) for i in range(400)]

@@ -22,7 +22,7 @@ from edge.backends.constrain import constrain
 from edge.backends.fake import BOS, END, FakeDecoder
 from edge.backends.generate import generate
 from edge.backends.grammars import MAX_CHARS, Grammar
-from edge.backends.schemas import any_order
+from edge.backends.schemas import any_order, locate
 from edge.backends.vocabulary import vocabulary_of
 from edge.errors import ConfigError, GenerationError, InputError
 from edge.local import LocalTask
@@ -618,3 +618,11 @@ def test_temperature_draws_only_what_fits():
         params = SamplingParams(temperature=1.5, seed=seed)
         made = texts(Grammar.choices(["red", "green"]), Tokens(b"re", b"gr"), params=params)
         assert made.text in {"red", "green"}
+
+
+def test_looking_for_the_place_ends_in_time():
+    ticks = iter(range(100))
+    schema = {"properties": {f"p{i}": {"title": str(i)} for i in range(50)}}
+    asked = []
+    place, why = locate(schema, asked.append, budget_s=5, clock=lambda: next(ticks))
+    assert (place, why, len(asked)) == ("the top level", None, 4)

@@ -129,6 +129,23 @@ def prompt_text(example: Example, *, ask: bool = True) -> str:
     return f"{asked}<utt>{words}<again>{words}<answer>"
 
 
+def tagged_pieces(example: Example) -> list[tuple[str, str]] | None:
+    """Return the spaced utterance in pieces, each with its slot (empty outside of slots).
+
+    ``None`` where a slot ends within a word, so that the pieces are not those of the whole.
+    """
+    pieces, cursor = [], 0
+    for slot in example.slots:
+        if slot.start < cursor:
+            return None
+        pieces.append((spaced(example.text[cursor : slot.start]), ""))
+        pieces.append((spaced(example.value(slot)), slot.name))
+        cursor = slot.end
+    pieces.append((spaced(example.text[cursor:]), ""))
+    whole = "".join(text for text, _ in pieces)
+    return [piece for piece in pieces if piece[0]] if whole == spaced(example.text) else None
+
+
 def answer_text(example: Example) -> str:
     """Return the answer; each value carries the space that its first token begins with."""
     body = f'{{"intent": "{example.intent}"'

@@ -96,14 +96,73 @@ class Actions(nn.Module):
             x = block(x, self.cosine[:length], self.sine[:length])
         return self.output_norm(x)
 
-    def loss(self, tokens: Tensor, answer: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """Return the mean cross-entropy of the tokens that ``answer`` (bool, same shape) marks."""
-        states = self.hidden(tokens[:, :-1])[answer[:, 1:]]
-        logits = functional.linear(states, self.token_embd.weight).float()
-        return functional.cross_entropy(
-            logits, tokens[:, 1:][answer[:, 1:]], label_smoothing=smoothing
-        )
+    def states(self, tokens: Tensor, tag_layer: int) -> tuple[Tensor, Tensor]:
+        """Return the last layer's normed states and those after ``tag_layer`` layers."""
+        length = tokens.shape[1]
+        x = middle = self.dropout(self.token_embd(tokens))
+        for index, block in enumerate(self.blocks, 1):
+            x = block(x, self.cosine[:length], self.sine[:length])
+            if index == tag_layer:
+                middle = x
+        return self.output_norm(x), middle
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits after each token, ``[batch, length, vocab]``."""
         return functional.linear(self.hidden(tokens), self.token_embd.weight).float()
+
+
+class Tagger(nn.Module):
+    """Used in training only: reads each token's slot from the states of the utterance's repeat.
+
+    The repeat has seen the whole utterance, so its states can know every slot before the answer
+    begins; the upper layers then only have to copy. Dropped at export.
+    """
+
+    def __init__(self, width: int, tags: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.out = nn.Linear(width, tags)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the logits over tags."""
+        return self.out(self.norm(states)).float()
+
+
+class Objective(nn.Module):
+    """Cross-entropy of the answer's tokens, plus that of the repeat's slots.
+
+    Args:
+        model: the decoder.
+        tags: kinds of tag, 0 for outside.
+        tag_layer: layers below the tagger.
+        tag_share: weight of the tagging loss.
+        smoothing: label smoothing of the answer's tokens.
+
+    """
+
+    def __init__(
+        self, model: Actions, *, tags: int, tag_layer: int, tag_share: float, smoothing: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tagger = Tagger(model.shape.width, tags)
+        self._tag_layer, self._tag_share, self._smoothing = tag_layer, tag_share, smoothing
+
+    def forward(self, tokens: Tensor, answer: Tensor, tags: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            tokens: ``[batch, length]``.
+            answer: bool, same shape: the tokens of the answer.
+            tags: same shape: the tag of a token of the repeat, -100 elsewhere.
+
+        """
+        last, middle = self.model.states(tokens[:, :-1], self._tag_layer)
+        marked = answer[:, 1:]
+        logits = functional.linear(last[marked], self.model.token_embd.weight).float()
+        said = functional.cross_entropy(
+            logits, tokens[:, 1:][marked], label_smoothing=self._smoothing
+        )
+        known = tags[:, :-1] >= 0
+        seen = functional.cross_entropy(self.tagger(middle[known]), tags[:, :-1][known])
+        return said + self._tag_share * seen

@@ -1,9 +1,9 @@
-"""Trains the actions model on a CPU within a given wall-clock time.
+"""Trains the actions model on a CPU.
 
-    python models/recipes/actions/train.py --data ../shared/data --out build/actions --minutes 90
+    python models/recipes/actions/train.py --data ../shared/data --out build/actions --epochs 26
 
-The learning rate follows the clock (warm-up, then cosine), so that a slow or busy machine still
-ends on time; an exponential mean of the weights is what is saved.
+The learning rate warms up, then falls along a cosine over the given epochs; an exponential mean of
+the weights is what is saved.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,10 +30,11 @@ from data import (
     prompt_text,
     same_call,
     split,
+    tagged_pieces,
 )
 from drafts import draft_text
 from init import semantic_embedding
-from model import Actions, Shape
+from model import Actions, Objective, Shape
 from tokenizer import structure_tokens, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -41,6 +43,8 @@ from edge.task import spaced
 
 DRAFT_SHARE = 0.07
 EMA_DECAY = 0.998
+SMOOTHING = 0.05
+NO_TAG = -100
 MATRIX = 2  # dimensions of a weight that decays
 
 
@@ -64,19 +68,43 @@ def load_corpus(data: Path) -> Corpus:
     return Corpus(snips, validation, domains)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One tokenized example: its ids, how many are prompt, and each id's tag (-100: none)."""
+
+    ids: list[int]
+    prompt: int
+    tags: list[int]
+
+
 class Encoder:
     """Turns examples into token rows with the answer marked."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, slots: Iterable[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._tags = {name: 1 + 2 * index for index, name in enumerate(sorted(set(slots)))}
+        self.tags = 1 + 2 * len(self._tags)
         self.begin = tokenizer.token_to_id("<s>")
         self.end = tokenizer.token_to_id("</s>")
 
-    def row(self, prompt: str, answer: str) -> tuple[list[int], int]:
-        """Return the tokens and how many of them are prompt."""
-        head = [self.begin, *self._tokenizer.encode(prompt, add_special_tokens=False).ids]
-        tail = self._tokenizer.encode(answer, add_special_tokens=False).ids
-        return [*head, *tail, self.end], len(head)
+    def row(self, prompt: str, answer: str, pieces: Sequence[tuple[str, str]] | None = None) -> Row:
+        """Return a row; ``pieces`` are the utterance's, see ``tagged_pieces``."""
+        head = [self.begin, *self._ids(prompt)]
+        ids = [*head, *self._ids(answer), self.end]
+        tags = [NO_TAG] * len(ids)
+        found = [tag for text, slot in pieces or () for tag in self._piece(text, slot)]
+        tags[len(head) - 1 - len(found) : len(head) - 1] = found
+        return Row(ids, len(head), tags)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _piece(self, text: str, slot: str) -> list[int]:
+        """Return a piece's tags: 0 outside, one for a slot's first token, one for the others."""
+        count = len(self._ids(text))
+        if not slot:
+            return [0] * count
+        return [self._tags[slot], *[self._tags[slot] + 1] * (count - 1)]
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of generated ids."""
@@ -85,7 +113,7 @@ class Encoder:
 
 def epoch_rows(
     corpus: Corpus, encoder: Encoder, substitution: Substitution, rng: random.Random, share: float
-) -> list[tuple[list[int], int]]:
+) -> list[Row]:
     """Return one epoch: all of snips and ``share`` of the domains, with values substituted."""
     chosen = corpus.snips + rng.sample(corpus.domains, int(share * len(corpus.domains)))
     rows = []
@@ -94,22 +122,20 @@ def epoch_rows(
         prompt, answer = prompt_text(varied), answer_text(varied)
         if rng.random() < DRAFT_SHARE and (draft := draft_text(varied, rng)):
             prompt, answer = prompt.replace("<answer>", "<draft>"), draft
-        rows.append(encoder.row(prompt, answer))
+        rows.append(encoder.row(prompt, answer, tagged_pieces(varied)))
     return rows
 
 
-def batches(
-    rows: list[tuple[list[int], int]], size: int, rng: random.Random
-) -> list[list[tuple[list[int], int]]]:
+def batches(rows: list[Row], size: int, rng: random.Random) -> list[list[Row]]:
     """Return batches of rows of about the same length, about ``size`` tokens each, shuffled."""
     rng.shuffle(rows)
     chunk = 2048
     found = []
     for start in range(0, len(rows), chunk):
-        part = sorted(rows[start : start + chunk], key=lambda row: len(row[0]))
-        batch: list[tuple[list[int], int]] = []
+        part = sorted(rows[start : start + chunk], key=lambda row: len(row.ids))
+        batch: list[Row] = []
         for row in part:
-            if batch and (len(batch) + 1) * len(row[0]) > size:
+            if batch and (len(batch) + 1) * len(row.ids) > size:
                 found.append(batch)
                 batch = []
             batch.append(row)
@@ -118,15 +144,17 @@ def batches(
     return found
 
 
-def tensors(batch: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """Return padded tokens and the mask of answer tokens; the length is a multiple of 8."""
-    length = -(-max(len(ids) for ids, _ in batch) // 8) * 8 + 1
+def tensors(batch: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return padded tokens, the mask of answer tokens, and tags; of 8k + 1 columns."""
+    length = -(-max(len(row.ids) for row in batch) // 8) * 8 + 1
     tokens = torch.zeros(len(batch), length, dtype=torch.long)
     answer = torch.zeros(len(batch), length, dtype=torch.bool)
-    for index, (ids, prompt) in enumerate(batch):
-        tokens[index, : len(ids)] = torch.tensor(ids)
-        answer[index, prompt : len(ids)] = True
-    return tokens, answer
+    tags = torch.full((len(batch), length), NO_TAG, dtype=torch.long)
+    for index, row in enumerate(batch):
+        tokens[index, : len(row.ids)] = torch.tensor(row.ids)
+        answer[index, row.prompt : len(row.ids)] = True
+        tags[index, : len(row.tags)] = torch.tensor(row.tags)
+    return tokens, answer, tags
 
 
 @torch.no_grad()
@@ -136,7 +164,7 @@ def exact_match(model: Actions, encoder: Encoder, examples: list[Example]) -> di
     right = intent = 0
     for start in range(0, len(examples), 64):
         part = sorted(examples[start : start + 64], key=lambda e: len(e.text))
-        heads = [encoder.row(prompt_text(e), "")[0][:-1] for e in part]
+        heads = [encoder.row(prompt_text(e), "").ids[:-1] for e in part]
         answers = greedy(model, heads, encoder.end)
         for example, ids in zip(part, answers, strict=True):
             try:
@@ -171,23 +199,10 @@ def greedy(model: Actions, heads: list[list[int]], end: int, limit: int = 40) ->
     return [tokens[i, lengths[i] : int(where[i])].tolist() for i in range(len(heads))]
 
 
-class Schedule:
-    """Learning rate by the clock: linear warm-up over 3 % of the time, then cosine to 2 %."""
-
-    def __init__(self, seconds: float, peak: float) -> None:
-        self._start, self._seconds, self._peak = time.monotonic(), seconds, peak
-
-    @property
-    def progress(self) -> float:
-        """Share of the time that has passed, 0 to 1."""
-        return min(1.0, (time.monotonic() - self._start) / self._seconds)
-
-    def rate(self) -> float:
-        """Return the rate now."""
-        done = self.progress
-        return self._peak * min(
-            done / 0.03 + 0.02, 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
-        )
+def rate_at(progress: float, peak: float) -> float:
+    """Return the learning rate: linear warm-up over 3 % of the training, then cosine to 2 %."""
+    cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
+    return peak * min(progress / 0.03 + 0.02, cosine)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -202,8 +217,13 @@ def train(arguments: argparse.Namespace) -> None:
     texts = [t for e in everything for t in (spaced(e.text), *map(spaced, e.requested))]
     tokenizer = train_tokenizer(texts, structure_tokens(everything), vocab_size=4096)
     tokenizer.save(str(out / "tokenizer.json"))
-    encoder = Encoder(tokenizer)
-    shape = Shape(vocab=tokenizer.get_vocab_size(), layers=arguments.layers)
+    encoder = Encoder(tokenizer, (slot.name for e in everything for slot in e.slots))
+    shape = Shape(
+        vocab=tokenizer.get_vocab_size(),
+        width=arguments.width,
+        layers=arguments.layers,
+        hidden=3 * arguments.width,
+    )
     model = Actions(shape, dropout=arguments.dropout)
     if arguments.semantic_init:
         with torch.no_grad():
@@ -217,7 +237,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 class Trainer:
-    """The training loop: clock-driven, with a line of figures after each epoch."""
+    """The training loop, with a line of figures after each epoch."""
 
     def __init__(
         self,
@@ -230,53 +250,61 @@ class Trainer:
     ) -> None:
         self._arguments, self._encoder, self._corpus, self._rng = arguments, encoder, corpus, rng
         self._model = model
+        objective = Objective(
+            model,
+            tags=encoder.tags,
+            tag_layer=arguments.tag_layer,
+            tag_share=arguments.tag_share,
+            smoothing=SMOOTHING,
+        )
+        self._objective = objective
         self._mean = copy.deepcopy(model).requires_grad_(requires_grad=False)
-        decay = [p for p in model.parameters() if p.dim() == MATRIX]
-        rest = [p for p in model.parameters() if p.dim() != MATRIX]
+        decay = [p for p in objective.parameters() if p.dim() == MATRIX]
+        rest = [p for p in objective.parameters() if p.dim() != MATRIX]
         groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        self._loss = torch.compile(model.loss, dynamic=True) if arguments.compile else model.loss
+        self._loss = torch.compile(objective, dynamic=True) if arguments.compile else objective
         known = corpus.snips + corpus.domains
         self._substitution = Substitution(known, share=0.5, open_share=0.08)
-        self._schedule = Schedule(arguments.minutes * 60, arguments.rate)
 
     def run(self, out: Path) -> None:
-        """Train until the time is up; weights and figures are saved after each epoch."""
+        """Train all epochs; weights and figures are saved after each."""
         curve: list[dict[str, float]] = []
-        while self._schedule.progress < 1.0:
-            loss = self._epoch()
-            progress = self._schedule.progress
-            curve.append({"epoch": len(curve) + 1, "progress": progress, "loss": loss})
+        for epoch in range(1, self._arguments.epochs + 1):
+            start = time.monotonic()
+            loss = self._epoch(epoch - 1)
+            seconds = time.monotonic() - start
+            curve.append({"epoch": epoch, "loss": loss, "seconds": seconds})
             save(out, self._mean, curve)
-            curve[-1] |= self._figures(len(curve), last=progress >= 1.0)
+            curve[-1] |= self._figures(epoch)
             save(out, self._mean, curve)
             print(json.dumps({k: round(v, 4) for k, v in curve[-1].items()}), flush=True)
 
-    def _epoch(self) -> float:
+    def _epoch(self, done: int) -> float:
         share, size = self._arguments.domain_share, self._arguments.batch_tokens
         rows = epoch_rows(self._corpus, self._encoder, self._substitution, self._rng, share)
+        found = batches(rows, size, self._rng)
         losses = []
-        for batch in batches(rows, size, self._rng):
-            losses.append(self._step(batch))
-            if self._schedule.progress >= 1.0:
-                break
+        for index, batch in enumerate(found):
+            progress = (done + index / len(found)) / self._arguments.epochs
+            losses.append(self._step(batch, rate_at(progress, self._arguments.rate)))
         return float(np.mean(losses))
 
-    def _step(self, batch: list[tuple[list[int], int]]) -> float:
+    def _step(self, batch: list[Row], rate: float) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._schedule.rate()
+            group["lr"] = rate
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._arguments.bf16):
-            loss = self._loss(*tensors(batch), smoothing=0.05)
+            loss = self._loss(*tensors(batch))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self._objective.parameters(), 1.0)
         self._optimizer.step()
         update_mean(self._mean, self._model)
         return float(loss.item())
 
-    def _figures(self, epoch: int, *, last: bool) -> dict[str, float]:
+    def _figures(self, epoch: int) -> dict[str, float]:
         """Return exact match on validation: all of it at the end, some rows now and then."""
-        if last:
+        if epoch == self._arguments.epochs:
             return exact_match(self._mean, self._encoder, self._corpus.validation)
         if epoch % self._arguments.every == 0:
             rows = self._corpus.validation
@@ -304,8 +332,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--out", default="build/actions")
-    parser.add_argument("--minutes", type=float, default=90.0)
+    parser.add_argument("--epochs", type=int, default=26)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--tag-layer", type=int, default=3, help="layers below the tagger")
+    parser.add_argument("--tag-share", type=float, default=0.5, help="weight of its loss")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--batch-tokens", type=int, default=3072)
