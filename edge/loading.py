@@ -32,12 +32,15 @@ class Loader:
         threads: threads per forward pass; measured per model where ``None``.
         choices: the file that remembers which device each ONNX model is fastest on; nothing is
             remembered where ``None``.
+        snapshots: the folder where the KV cache of prompts' beginnings outlives the process; it
+            does not where ``None``.
 
     """
 
     store: ModelStore
     threads: int | None = None
     choices: Path | None = None
+    snapshots: Path | None = None
 
     def head(self, name: str) -> Head:
         """Load a head.
@@ -81,6 +84,7 @@ class Loader:
             context=manifest.context or _CONTEXT,
             threads=self.threads,
             max_sequences=MAX_SEQUENCES,
+            snapshots=self.snapshots,
         )
 
     def estimate(self, name: str) -> int:

@@ -7,7 +7,6 @@ memory budget. Knows heads, encoders and decoders; knows nothing of money, priva
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from edge.answering import grammar_of, matcher_of, parsed, problem_of, read_prompt
 from edge.backends.base import Decoder, Encoder
 from edge.backends.generate import Generation, generate, stream
-from edge.backends.grounding import ground_object
 from edge.backends.heads import Head, HeadOutput
 from edge.backends.residency import Residency
 from edge.choosing import Asked, choose
@@ -25,14 +24,13 @@ from edge.choosing import signals as choice_signals
 from edge.choosing import wording as question_digest
 from edge.confidence.calibration import Calibration, CalibrationKey
 from edge.confidence.signals import generation_signals
-from edge.errors import ConfigError, InputError, ModelError
+from edge.errors import ConfigError, ModelError
 from edge.loading import Loader
 from edge.store.weights import ModelStore
 from edge.task import Memory, Prompt, TaskSpec
 from edge.types import Choice, Draft, Json, Kind, Usage
 
 if TYPE_CHECKING:
-    from edge.backends.constrain import Matcher
     from edge.backends.grammars import Grammar
 
 _T = TypeVar("_T")
@@ -58,7 +56,7 @@ class LocalTask:
     grammar: Grammar | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grammar", _grammar(self.name, self.spec))
+        object.__setattr__(self, "grammar", grammar_of(self.name, self.spec))
 
 
 class LocalModels:
@@ -68,7 +66,7 @@ class LocalModels:
         store: where the models lie; it checks digests.
         threads: threads per forward pass; measured per model where ``None``.
         memory: how much memory they may take together, and how long they stay.
-        choices: see ``edge.loading.Loader``.
+        choices, snapshots: see ``edge.loading.Loader``.
 
     Attributes:
         loader: loads a model, or tells how much memory it will take.
@@ -83,12 +81,13 @@ class LocalModels:
         threads: int | None = None,
         memory: Memory | None = None,
         choices: Path | None = None,
+        snapshots: Path | None = None,
     ) -> None:
         self._store = store
         self._calibrations: dict[tuple[str, str], Calibration | None] = {}
         self._closed = False
         memory = memory or Memory()
-        self.loader = Loader(store, threads, choices)
+        self.loader = Loader(store, threads, choices, snapshots)
         self.residency = Residency(
             memory.budget_bytes, keep_alive_s=memory.keep_alive_s, pinned=memory.pin
         )
@@ -119,11 +118,12 @@ class LocalModels:
             yield from self._stream(task, decoder, text)
 
     def _stream(self, task: LocalTask, decoder: Decoder, text: str) -> Iterator[str | Draft]:
-        tokens = self._prompt_tokens(task, decoder, text)
-        matcher = _matcher(task, decoder)
+        prompt = read_prompt(task.name, task.spec, task.prompt, decoder, text)
+        matcher = matcher_of(task.name, task.grammar, decoder)
         steps = stream(
             decoder,
-            tokens,
+            prompt.tokens,
+            shared=prompt.shared,
             params=task.spec.sampling,
             max_tokens=task.spec.budget.max_output_tokens,
             stop=task.spec.stop,
@@ -155,7 +155,11 @@ class LocalModels:
         for name, group in decoders.items():
             with self.decoder(name) as decoder:
                 asked = [
-                    Asked(task.name, task.spec, tuple(self._prompt_tokens(task, decoder, text)))
+                    Asked(
+                        task.name,
+                        task.spec,
+                        read_prompt(task.name, task.spec, task.prompt, decoder, text).tokens,
+                    )
                     for task in group
                 ]
                 made = choose(decoder, asked)
@@ -271,10 +275,12 @@ class LocalModels:
             return self._generate_with(task, decoder, text)
 
     def _generate_with(self, task: LocalTask, decoder: Decoder, text: str) -> Draft:
-        matcher = _matcher(task, decoder)
+        prompt = read_prompt(task.name, task.spec, task.prompt, decoder, text)
+        matcher = matcher_of(task.name, task.grammar, decoder)
         generation = generate(
             decoder,
-            self._prompt_tokens(task, decoder, text),
+            prompt.tokens,
+            shared=prompt.shared,
             params=task.spec.sampling,
             max_tokens=task.spec.budget.max_output_tokens,
             stop=task.spec.stop,
@@ -283,31 +289,13 @@ class LocalModels:
         )
         return self._as_draft(task, decoder, generation, text)
 
-    def _prompt_tokens(self, task: LocalTask, decoder: Decoder, text: str) -> list[int]:
-        if task.prompt is None:
-            raise ConfigError(f"Task {task.name} has no prompt.")
-        tokens: list[int] = []
-        for index, segment in enumerate(task.prompt.render(text)):
-            tokens += decoder.tokenize(
-                segment.text,
-                add_bos=index == 0 and task.prompt.add_bos,
-                parse_special=segment.trusted,
-            )
-        limit = task.spec.budget.max_input_tokens
-        if len(tokens) > limit:
-            raise InputError(
-                f"The prompt of task {task.name} has {len(tokens)} tokens; the limit is {limit}.",
-                hint="Shorten the text or raise max_input_tokens.",
-            )
-        return tokens
-
     def _as_draft(
         self, task: LocalTask, decoder: Decoder, generation: Generation, text: str
     ) -> Draft:
         value: Json = generation.text.strip()
         missing: Sequence[str] = ()
         if task.spec.kind is Kind.EXTRACT:
-            value, missing = _parsed(generation.text, text, ground=task.spec.ground)
+            value, missing = parsed(generation.text, text, ground=task.spec.ground)
         # A forced token says nothing of how sure the model is, and has no numbers.
         chosen = [entry for entry in generation.stats if not math.isnan(entry.logprob)]
         draft = Draft(
@@ -318,7 +306,7 @@ class LocalModels:
             usage=generation.usage,
             signals=generation_signals(chosen, missing_fields=len(missing)),
             text=generation.text,
-            problem=_problem(generation, value, missing, task.spec.kind),
+            problem=problem_of(generation, value, missing, task.spec.kind),
         )
         return self._calibrated(task, draft)
 
@@ -346,36 +334,6 @@ class LocalModels:
         return self._calibrations[key]
 
 
-def _grammar(name: str, spec: TaskSpec) -> Grammar | None:
-    """Return what a task's answers are constrained to."""
-    if not spec.constrain and spec.grammar is None:
-        return None
-    from edge.backends.grammars import Grammar
-
-    try:
-        if spec.grammar is None:
-            return Grammar.json_schema(spec.output_schema or {}, order="any")
-        if spec.grammar.regex is not None:
-            return Grammar.regex(spec.grammar.regex)
-        if spec.grammar.lark is not None:
-            return Grammar.lark(spec.grammar.lark)
-        return Grammar.choices(spec.grammar.choices or ())
-    except InputError as error:
-        raise ConfigError(f"Task {name}: {error.message}") from error
-
-
-def _matcher(task: LocalTask, decoder: Decoder) -> Matcher | None:
-    """Return what keeps one generation within the task's grammar."""
-    if task.grammar is None:
-        return None
-    from edge.backends.constrain import constrain
-
-    try:
-        return constrain(decoder, task.grammar).matcher()
-    except InputError as error:
-        raise ConfigError(f"Task {task.name}: {error.message}", hint=error.hint) from error
-
-
 def _joint_digest(*digests: str) -> str:
     return hashlib.sha256(":".join(digests).encode()).hexdigest()
 
@@ -389,22 +347,3 @@ def _head_signals(output: HeadOutput | None) -> dict[str, float]:
         "similarity": float(output.similarity),
         "score": float(output.score),
     }
-
-
-def _parsed(answer: str, source: str, *, ground: bool) -> tuple[Json, Sequence[str]]:
-    """Return the JSON in an answer, its strings grounded, and the fields not in the input."""
-    try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None, ()
-    if not ground or not isinstance(value, dict):
-        return value, ()
-    return ground_object(value, source, skip=_NOT_GROUNDED)
-
-
-def _problem(generation: Generation, value: Json, missing: Sequence[str], kind: Kind) -> str | None:
-    if generation.finish == "length":
-        return "the answer did not end within max_output_tokens"
-    if kind is Kind.EXTRACT and value is None:
-        return "the answer is not JSON"
-    return f"not in the input: {', '.join(missing)}" if missing else None

@@ -64,7 +64,11 @@ class Runtime:
         store = model_store(pack, state)
         check_models(self._tasks, store)
         self.models = LocalModels(
-            store, threads=threads, memory=pack.memory, choices=state / DEVICE_CHOICES
+            store,
+            threads=threads,
+            memory=pack.memory,
+            choices=state / DEVICE_CHOICES,
+            snapshots=state / "kv",
         )
         budget = pack.budget
         self.book = Book.open(

@@ -9,7 +9,7 @@ before the mask (Park et al. 2024, arXiv:2405.21047). The work is llguidance's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 from llguidance import LLMatcher
@@ -23,6 +23,10 @@ from edge.errors import GenerationError, InputError
 CACHE_SIZE = 64
 """Constraints kept per vocabulary; the least recently used one gives way."""
 
+# How an answer begins is much the same from one request to the next.
+_BEGINNING = 1
+_MOST_BEGINNINGS = 32
+
 
 class Constraint:
     """A grammar compiled for a vocabulary. Safe to use from several threads.
@@ -35,6 +39,7 @@ class Constraint:
     def __init__(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
         self.vocabulary = vocabulary
         self.grammar = grammar
+        self._beginnings: _Beginnings = {}
         self._fresh = LLMatcher(
             vocabulary.tokenizer,
             LLMatcher.grammar_from_lark(grammar.text),
@@ -53,7 +58,13 @@ class Constraint:
 
     def matcher(self) -> Matcher:
         """Return a matcher that stands at the beginning."""
-        return Matcher(self.vocabulary, self.grammar, self._fresh.deep_copy())
+        return Matcher(
+            self.vocabulary, self.grammar, self._fresh.deep_copy(), beginnings=self._beginnings
+        )
+
+
+_Beginnings: TypeAlias = dict[tuple[int, ...], tuple[tuple[int, ...], NDArray[np.uint32]]]
+"""By the tokens of a beginning: what is forced after it, and the mask."""
 
 
 class Matcher:
@@ -65,9 +76,17 @@ class Matcher:
     saves forward passes and changes nothing else.
     """
 
-    def __init__(self, vocabulary: Vocabulary, grammar: Grammar, matcher: LLMatcher) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        grammar: Grammar,
+        matcher: LLMatcher,
+        *,
+        beginnings: _Beginnings,
+    ) -> None:
         self._vocabulary = vocabulary
         self._matcher = matcher
+        self._beginnings = beginnings
         self._mask = np.zeros(vocabulary.words, np.uint32)
         self._address, self._bytes = self._mask.ctypes.data, self._mask.nbytes
         # Only Lark can match bytes that are no text.
@@ -79,15 +98,24 @@ class Matcher:
     def allowed(self, tokens: Sequence[int]) -> NDArray[np.uint32]:
         """Return the mask of the next token, uint32 ``[ceil(vocab_size / 32)]``.
 
-        Bit ``i % 32`` of word ``i // 32`` allows token ``i``. The array is written anew by the next
-        call.
+        Bit ``i % 32`` of word ``i // 32`` allows token ``i``. The array is not to be written to,
+        and the next call may change it.
 
         Raises:
             GenerationError: ``tokens`` do not fit the grammar, or it became too costly to follow.
 
         """
-        if forced := self.forced(tokens):
-            return self._vocabulary.bit(forced[0])
+        if len(tokens) <= _BEGINNING and (known := self._beginnings.get(tuple(tokens))):
+            return known[1]
+        forced = self.forced(tokens)
+        mask = self._vocabulary.bit(forced[0]) if forced else self._compute()
+        if len(tokens) <= _BEGINNING and len(self._beginnings) < _MOST_BEGINNINGS:
+            kept = mask.copy()
+            kept.flags.writeable = False
+            self._beginnings[tuple(tokens)] = (forced, kept)
+        return mask
+
+    def _compute(self) -> NDArray[np.uint32]:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
         self._check()
         if self._usable is not None:
@@ -101,16 +129,13 @@ class Matcher:
             GenerationError: as ``allowed``.
 
         """
+        if len(tokens) <= _BEGINNING and (known := self._beginnings.get(tuple(tokens))):
+            return known[0]
         self._follow(tokens)
         if not self._looked_ahead:
             self._looked_ahead = True
             self._ahead = self._look_ahead()
         return self._ahead
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the text so far fits the grammar as it is."""
-        return bool(self._matcher.is_accepting())
 
     def _look_ahead(self) -> tuple[int, ...]:
         if self._matcher.is_stopped():

@@ -6,11 +6,14 @@ Telemetry is switched off before the library is imported. Knows nothing of model
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
+import platform
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +37,7 @@ PROVIDERS = {
 
 _PLUGINS = {"qnn": "onnxruntime_qnn"}
 _OWN_MEMORY = {"cuda": "cuda", "tensorrt": "cuda", "directml": "dml"}
+_CHIPS = frozenset({"aarch64", "arm64"})
 _SILENT = 4
 _lock = threading.Lock()
 _asked: set[str] = set()
@@ -149,6 +153,32 @@ def register_plugin(device: str, library_path: Path) -> None:
                 hint="Install the package that fits this version of onnxruntime.",
             ) from error
         _registered.add(name)
+
+
+@contextlib.contextmanager
+def quiet_start(provider: Provider) -> Iterator[None]:
+    """Send what a provider's library prints while a session starts to standard error.
+
+    Qualcomm's simulator, which stands in for the chip on other processors, writes a line to
+    standard output, and that belongs to the app.
+    """
+    if provider.device != "qnn" or platform.machine().lower() in _CHIPS:
+        yield
+        return
+    with _lock:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            kept = os.dup(1)
+            os.dup2(2, 1)
+        except (OSError, ValueError):  # an app without a terminal
+            kept = -1
+        try:
+            yield
+        finally:
+            if kept >= 0:
+                os.dup2(kept, 1)
+                os.close(kept)
 
 
 def plugin_devices(library: ModuleType, name: str | None = None) -> Sequence[Any]:

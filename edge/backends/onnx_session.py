@@ -23,6 +23,7 @@ from edge.backends.onnx_providers import (
     onnx_library,
     plugin_devices,
     providers_here,
+    quiet_start,
     reason,
     why_missing,
 )
@@ -168,7 +169,8 @@ def _on_device(model: _Model, provider: Provider) -> Opened:
             options.add_provider_for_devices(devices, settings)
         else:
             named["providers"] = [(provider.name, settings), PROVIDERS["cpu"]]
-        session = model.open(options, **named)
+        with quiet_start(provider):
+            session = model.open(options, **named)
     except Exception as error:  # noqa: BLE001  # the library's errors share no other base class
         return _instead(model, provider.device, f"{provider.name} cannot take it: {reason(error)}")
     if provider.name not in session.get_providers():

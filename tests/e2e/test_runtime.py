@@ -320,6 +320,25 @@ def test_a_damaged_model_is_never_used(tmp_path, name, harm, error, words):
         assert opened.traces.summary()["count"] == 0
 
 
+def test_the_fixed_beginning_of_a_prompt_is_kept_for_the_next_process(tmp_path):
+    pack = tmp_path / "pack.yaml"
+    words = " ".join(["the quick brown fox"] * 5)
+    document = {
+        "name": "long",
+        "version": 1,
+        "prompts": {"p": {"version": 1, "template": f"{words}<utt>{{text_spaced}}<draft>"}},
+        "tasks": {"t": {"kind": "generate", "model": "actions-q8_0", "prompt": "p"}},
+    }
+    pack.write_text(json.dumps(document), "utf-8")
+    answers = []
+    for _ in range(2):
+        with edge.open(pack, state=tmp_path / "state", offline=True, threads=1) as opened:
+            answers += [opened.run("t", text).value for text in ("play some jazz", "rate dune")]
+        (kept,) = (tmp_path / "state" / "kv").iterdir()
+        assert b"jazz" not in kept.read_bytes().partition(b"\n")[0]
+    assert answers[:2] == answers[2:]
+
+
 def test_a_state_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="file"):

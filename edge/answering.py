@@ -1,0 +1,130 @@
+"""What stands around a generation: its prompt in tokens, its grammar, and what its text comes to.
+
+Plain functions over a task's specification and a decoder; ``edge.local`` puts them together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge.backends.base import Decoder
+from edge.backends.generate import Generation
+from edge.backends.grounding import ground_object
+from edge.errors import ConfigError, InputError
+from edge.task import Prompt, TaskSpec
+from edge.types import Json, Kind
+
+if TYPE_CHECKING:
+    from edge.backends.constrain import Matcher
+    from edge.backends.grammars import Grammar
+
+_NOT_GROUNDED = frozenset({"intent"})
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt as a decoder reads it.
+
+    Attributes:
+        shared: how many of the first tokens come before the text, the same in every call.
+
+    """
+
+    tokens: tuple[int, ...]
+    shared: int
+
+
+def read_prompt(
+    task: str, spec: TaskSpec, prompt: Prompt | None, decoder: Decoder, text: str
+) -> PromptTokens:
+    """Return a task's prompt with the text in it; the text spells no special token.
+
+    Raises:
+        ConfigError: the task has no prompt.
+        InputError: the prompt is longer than the task's budget.
+
+    """
+    if prompt is None:
+        raise ConfigError(f"Task {task} has no prompt.")
+    tokens: list[int] = []
+    shared: int | None = None
+    for index, segment in enumerate(prompt.render(text)):
+        if not segment.trusted and shared is None:
+            shared = len(tokens)
+        tokens += decoder.tokenize(
+            segment.text,
+            add_bos=index == 0 and prompt.add_bos,
+            parse_special=segment.trusted,
+        )
+    limit = spec.budget.max_input_tokens
+    if len(tokens) > limit:
+        raise InputError(
+            f"The prompt of task {task} has {len(tokens)} tokens; the limit is {limit}.",
+            hint="Shorten the text or raise max_input_tokens.",
+        )
+    return PromptTokens(tuple(tokens), shared or 0)
+
+
+def grammar_of(name: str, spec: TaskSpec) -> Grammar | None:
+    """Return what a task's answers are constrained to; ``None`` for any text.
+
+    Raises:
+        ConfigError: the task's grammar or schema cannot be enforced.
+
+    """
+    if not spec.constrain and spec.grammar is None:
+        return None
+    from edge.backends.grammars import Grammar
+
+    try:
+        if spec.grammar is None:
+            return Grammar.json_schema(spec.output_schema or {}, order="any")
+        if spec.grammar.regex is not None:
+            return Grammar.regex(spec.grammar.regex)
+        if spec.grammar.lark is not None:
+            return Grammar.lark(spec.grammar.lark)
+        return Grammar.choices(spec.grammar.choices or ())
+    except InputError as error:
+        raise ConfigError(f"Task {name}: {error.message}") from error
+
+
+def matcher_of(task: str, grammar: Grammar | None, decoder: Decoder) -> Matcher | None:
+    """Return what keeps one generation within a task's grammar.
+
+    Raises:
+        ConfigError: the grammar cannot be followed with this model.
+
+    """
+    if grammar is None:
+        return None
+    from edge.backends.constrain import constrain
+
+    try:
+        return constrain(decoder, grammar).matcher()
+    except InputError as error:
+        raise ConfigError(f"Task {task}: {error.message}", hint=error.hint) from error
+
+
+def parsed(answer: str, source: str, *, ground: bool) -> tuple[Json, Sequence[str]]:
+    """Return the JSON in an answer, its strings grounded, and the fields not in the input."""
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None, ()
+    if not ground or not isinstance(value, dict):
+        return value, ()
+    return ground_object(value, source, skip=_NOT_GROUNDED)
+
+
+def problem_of(
+    generation: Generation, value: Json, missing: Sequence[str], kind: Kind
+) -> str | None:
+    """Return why a generation cannot be an answer, or ``None``."""
+    if generation.finish == "length":
+        return "the answer did not end within max_output_tokens"
+    if kind is Kind.EXTRACT and value is None:
+        return "the answer is not JSON"
+    return f"not in the input: {', '.join(missing)}" if missing else None
