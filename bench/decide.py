@@ -17,10 +17,10 @@ from _common import ROOT, Row, at_least, main
 from _models import random_llama
 
 from edge.backends.constrain import constrain
-from edge.backends.questions import Question
 from edge.backends.generate import generate
 from edge.backends.grammars import Grammar
 from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.questions import Question
 from edge.types import SamplingParams
 
 LABELS = (

@@ -22,6 +22,7 @@ from edge.types import TokenStats
 cdef Py_ssize_t LONGEST_HISTORY = 1 << 24
 cdef size_t SUM_BLOCK = 1024
 cdef size_t BLOCK = 256
+cdef size_t SMALL = 8192
 cdef double TOO_FAR = 20.0
 cdef int DRY_LONGEST = 64
 
@@ -163,7 +164,7 @@ cdef class Sampler:
         cdef size_t most = 2 * self.keeps + self.n_bias + 1
         self.maxima = <float *>malloc(self.blocks * sizeof(float))
         self.own = <float *>malloc(self.blocks * sizeof(float))
-        self.spare = <float *>malloc((self.blocks + most) * sizeof(float))
+        self.spare = <float *>malloc((max(self.blocks, min(n, SMALL)) + most) * sizeof(float))
         self.masses = <double *>malloc(self.sum_blocks * sizeof(double))
         self.found = <edge_candidate *>malloc((n + most) * sizeof(edge_candidate))
         self.changed = <edge_candidate *>malloc(most * sizeof(edge_candidate))
@@ -535,6 +536,8 @@ cdef class Sampler:
     cdef float _kth(self, Row *row) noexcept nogil:
         """A floor that at least ``top_k`` tokens reach, and not many more."""
         cdef size_t count = self.blocks, i
+        if self.vocab_size <= <Py_ssize_t>SMALL:
+            return self._kth_of_all(row)
         memcpy(self.spare, self.own, self.blocks * sizeof(float))
         for i in range(self.n_changed):
             self.spare[count] = self.changed[i].logit
@@ -542,6 +545,18 @@ cdef class Sampler:
         if self.top_k > count:
             return -INFINITY
         return edge_kth_largest(self.spare, count, self.top_k)
+
+    cdef float _kth_of_all(self, Row *row) noexcept nogil:
+        """The logit of the ``top_k``-th best token itself; for a small vocabulary."""
+        cdef size_t i, n = self.vocab_size
+        if row.allowed == NULL:
+            memcpy(self.spare, row.x, n * sizeof(float))
+        else:
+            for i in range(n):
+                self.spare[i] = row.x[i] if _allows(row.allowed, <int32_t>i) else -INFINITY
+        for i in range(self.n_changed):
+            self.spare[self.changed[i].token] = self.changed[i].logit
+        return edge_kth_largest(self.spare, n, self.top_k)
 
     cdef float _min_floor(self, float best) noexcept nogil:
         return <float>(<double>best + log(self.min_p))

@@ -102,6 +102,7 @@ cdef class Sampler:
     cdef int64_t _from_few(self, Row *row) noexcept nogil
     cdef float _sigma_floor(self, Row *row) noexcept nogil
     cdef float _kth(self, Row *row) noexcept nogil
+    cdef float _kth_of_all(self, Row *row) noexcept nogil
     cdef float _min_floor(self, float best) noexcept nogil
     cdef size_t _collect(self, Row *row, float floor) noexcept nogil
     cdef size_t _holding(self, Row *row, double *total) noexcept nogil

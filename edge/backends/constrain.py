@@ -117,7 +117,8 @@ class Matcher:
 
     def _compute(self) -> NDArray[np.uint32]:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
-        self._check()
+        if self._matcher.is_stopped() and not self._matcher.is_accepting():
+            raise self._lost()  # the mask allows an end token then
         if self._usable is not None:
             np.bitwise_and(self._mask, self._usable, out=self._mask)
         return self._mask
@@ -131,7 +132,8 @@ class Matcher:
         """
         if len(tokens) <= _BEGINNING and (known := self._beginnings.get(tuple(tokens))):
             return known[0]
-        self._follow(tokens)
+        if len(tokens) > self._seen:
+            self._follow(tokens)
         if not self._looked_ahead:
             self._looked_ahead = True
             self._ahead = self._look_ahead()
@@ -139,7 +141,8 @@ class Matcher:
 
     def _look_ahead(self) -> tuple[int, ...]:
         if self._matcher.is_stopped():
-            self._check()
+            if not self._matcher.is_accepting():
+                raise self._lost()
             return (self._vocabulary.end,)
         raw = self._matcher.compute_ff_bytes()
         return self._vocabulary.settled(raw) if raw else ()
@@ -147,24 +150,23 @@ class Matcher:
     def _follow(self, tokens: Sequence[int]) -> None:
         """Take in the tokens generated since the last call."""
         new = list(tokens[self._seen :])
-        if not new:
-            return
         if not self._matcher.consume_tokens(new):
-            self._check()
+            raise self._lost()
         self._seen = len(tokens)
+        self._looked_ahead = False
+        if not self._ahead:
+            return
         expected = self._ahead[: len(new)] == tuple(new)
         self._ahead = self._ahead[len(new) :] if expected else ()
         self._looked_ahead = bool(self._ahead)
 
-    def _check(self) -> None:
-        """Raise where the matcher has given up; its mask would then allow an end token."""
-        matcher = self._matcher
-        if matcher.is_stopped() and not matcher.is_accepting():
-            reason = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
-            raise GenerationError(
-                f"The grammar cannot be followed any further: {reason[:200] or 'a dead end'}.",
-                hint="Simplify the grammar.",
-            )
+    def _lost(self) -> GenerationError:
+        """Return the error for a matcher that has given up."""
+        reason = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
+        return GenerationError(
+            f"The grammar cannot be followed any further: {reason[:200] or 'a dead end'}.",
+            hint="Simplify the grammar.",
+        )
 
 
 def constrain(decoder: Decoder, grammar: Grammar) -> Constraint:

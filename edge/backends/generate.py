@@ -125,8 +125,8 @@ def stream(
             takes in all of them.
         shared: how many of the first prompt tokens other prompts begin with too; a decoder with a
             scheduler keeps what it computed for them.
-        statistics: read log-probability, entropy and the rest off every row; ``stats`` holds only
-            tokens without it.
+        statistics: read log-probability, entropy and the rest off every row; ``stats`` is empty
+            without it.
 
     Raises:
         InputError: the prompt is empty or does not fit the context, or an argument is wrong.
@@ -253,7 +253,7 @@ class _Run:
         return Generation(
             text="".join(self.text.released),
             tokens=tuple(self.tokens),
-            stats=tuple(self.stats),
+            stats=tuple(self.stats) if self.sampler.statistics else (),
             finish=finish,
             usage=Usage(len(self.prompt), len(self.tokens)),
         )
@@ -292,7 +292,7 @@ def _native(
     yield Generation(
         text="".join(released),
         tokens=request.tokens,
-        stats=request.stats(),
+        stats=request.stats() if run.sampler.statistics else (),
         finish=cast("Finish", request.finish),
         usage=Usage(len(run.prompt), request.generated),
     )

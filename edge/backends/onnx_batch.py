@@ -26,7 +26,7 @@ class _Call:
     rows: Rows
     done: bool = False
     found: Vectors | None = None
-    error: BaseException | None = None
+    error: EdgeError | None = None
 
     def result(self) -> Vectors:
         if self.error is not None:
@@ -83,9 +83,9 @@ class Gatherer:
             found = self._work([row for call in joined for row in call.rows])
         except EdgeError as error:
             self._one_by_one(joined, error)
-        except BaseException as error:
-            for call in joined:
-                call.error, call.done = error, True
+        except BaseException:  # such as an interrupt, which is the leader's alone
+            with self._turn:
+                self._waiting[:0] = joined[1:]
             raise
         else:
             start = 0

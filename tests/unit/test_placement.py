@@ -293,6 +293,31 @@ def test_one_callers_bad_rows_do_not_fail_the_others():
     assert gatherer.run([[7]]).tolist() == [[7.0]]
 
 
+def test_an_interrupt_is_the_leaders_alone():
+    started, go, passes = threading.Event(), threading.Event(), []
+
+    def work(rows):
+        passes.append(len(rows))
+        if len(passes) == 1:
+            started.set()
+            assert go.wait(10)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+        return np.array(rows, np.float32)
+
+    gatherer = Gatherer(work, most=8)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(gatherer.run, [[0]])]
+        assert started.wait(10)
+        calls += [pool.submit(gatherer.run, [[at]]) for at in (1, 2)]
+        while len(gatherer._waiting) < 2:
+            pass
+        go.set()
+        errors = [type(call.exception(10)) for call in calls]
+    assert errors.count(KeyboardInterrupt) == 1
+    assert passes == [1, 2, 1]
+
+
 def test_rows_are_grouped_and_padded():
     assert groups([5, 9, 4, 30, 8], most=3) == [[2, 0, 4], [1], [3]]
     assert groups([3, 3], most=1) == [[0], [1]]
