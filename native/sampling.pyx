@@ -340,35 +340,37 @@ cdef class Sampler:
         return token
 
     cdef int _measure(self, Row *row) noexcept nogil:
-        """Find the best of the unmasked row and, for statistics, its sums."""
-        cdef size_t b, at = 0, i, end
-        cdef float value
-        cdef bint found = False
+        """Find the best of the unmasked row and, for statistics, its second and its sums."""
+        cdef size_t b
         cdef int nan = self.kernels.maxima(row.x, self.vocab_size, NULL, self.maxima)
-        row.best = row.second = -INFINITY
+        row.best = -INFINITY
         row.summed = False
         for b in range(self.blocks):
-            value = self.maxima[b]
-            if value > row.best:
-                row.second = row.best
-                row.best = value
-                at = b
-            elif value > row.second:
-                row.second = value
+            row.best = max(row.best, self.maxima[b])
         if nan or row.best == INFINITY:
             return 1
         if row.best == -INFINITY:
             return 2
-        end = min((at + 1) * BLOCK, <size_t>self.vocab_size)
-        for i in range(at * BLOCK, end):
-            value = row.x[i]
-            if value == row.best and not found:
-                found = True
-            elif value > row.second:
-                row.second = value
         if self.statistics:
+            self._find_second(row)
             self._sum(row)
         return 0
+
+    cdef void _find_second(self, Row *row) noexcept nogil:
+        """The second largest logit; equal to the best on a tie."""
+        cdef size_t b, at = self.blocks, i
+        cdef bint found = False
+        row.second = -INFINITY
+        for b in range(self.blocks):
+            if at == self.blocks and self.maxima[b] == row.best:
+                at = b
+            else:
+                row.second = max(row.second, self.maxima[b])
+        for i in range(at * BLOCK, min((at + 1) * BLOCK, <size_t>self.vocab_size)):
+            if not found and row.x[i] == row.best:
+                found = True
+            else:
+                row.second = max(row.second, row.x[i])
 
     cdef void _sum(self, Row *row) noexcept nogil:
         if not row.summed:

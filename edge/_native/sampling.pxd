@@ -90,6 +90,7 @@ cdef class Sampler:
     cdef object _sample(self, const float *x, allowed)
     cdef int64_t _draw(self, Row *row) noexcept nogil
     cdef int _measure(self, Row *row) noexcept nogil
+    cdef void _find_second(self, Row *row) noexcept nogil
     cdef void _sum(self, Row *row) noexcept nogil
     cdef void _change(self, Row *row) noexcept nogil
     cdef void _touch(self, Row *row, int32_t token) noexcept nogil
