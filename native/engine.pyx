@@ -1,9 +1,9 @@
 """The decode loop: prefill, decode, sample, stop conditions and text, without Python per token.
 
-An ``Engine`` runs the requests of many callers in one llama.cpp context, one sequence each; new ones
-join between two steps, and a long prompt is read in chunks while the others go on. It calls the
-loaded library through the addresses it is given. One thread at a time may use an engine, and the
-model must outlive the call; ``edge.backends.scheduler`` sees to both.
+An ``Engine`` runs the requests of many callers in one llama.cpp context, one sequence each; new
+ones join between two steps, and a long prompt is read in chunks while the others go on. It calls
+the loaded library through the addresses it is given. One thread at a time may use an engine, and
+the model must outlive the call; ``edge.backends.scheduler`` sees to both.
 """
 
 cimport cython
@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from edge._native.sampling cimport Row, Sampler, accept_token, draw_from
 
-from edge._native.sampling import REFUSALS
+from edge._native import sampling
 from edge.errors import InputError
 from edge.types import TokenStats
 
@@ -172,7 +172,7 @@ cdef class Request:
         cdef int why = self.slot.why
         if self.slot.finish != FAILED:
             return ""
-        return REFUSALS[-why - 1] if -4 < why < 0 else f"llama_decode gave code {why}"
+        return sampling.REFUSALS[-why - 1] if -4 < why < 0 else f"llama_decode gave code {why}"
 
     @property
     def tokens(self):
@@ -366,7 +366,7 @@ cdef class Engine:
         return ended
 
     cdef _arrange(self):
-        """Keep the requests by sequence: llama.cpp joins tokens of neighbouring ones in one pass."""
+        """Keep the requests by sequence: llama.cpp joins neighbouring ones in one pass."""
         cdef Request request
         cdef Py_ssize_t at
         self.requests.sort(key=_sequence_of)

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 
 from edge.types import SamplingParams, TokenStats
 
+REFUSALS: tuple[str, ...]
+
 def instruction_sets() -> tuple[str, ...]: ...
 def log_probs_at(address: int, size: int, tokens: Iterable[int]) -> list[float]: ...
 

@@ -92,14 +92,14 @@ class Grammar:
         r"""Return the grammar of the texts that a regular expression matches as a whole.
 
         The syntax is that of Rust's regex crate, which is Python's without look-around and
-        back-references; word boundaries are not supported, ``\w`` is Unicode's, and a brace that
-        repeats nothing is written ``\{``.
+        back-references. Word boundaries are not supported, ``\d`` is 0 to 9, ``\w`` is Unicode's,
+        and a brace that repeats nothing is written ``\{``.
 
         Raises:
             InputError: the pattern is invalid, unsupported or too long, or matches nothing.
 
         """
-        body = regex_to_lark(_checked_text(pattern, "regular expression"), "")
+        body = regex_to_lark(_checked_text(pattern, "regular expression"), "d")
         return cls._compiled("regex", f"start: /{body}/", "regular expression")
 
     @classmethod

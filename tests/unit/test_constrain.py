@@ -185,6 +185,7 @@ CLOSED = {
             ["a/12", "a/12bé", "a/99b\n"],
             ["a/1", "a12", "a/12c"],
         ),
+        (Grammar.regex(r"\w\d"), ["a1", "é1"], ["a٣", " 1"]),
         (Grammar.regex("^(?i)yes$"), ["yes", "YES", "yEs"], ["yes ", "no"]),
         (
             Grammar.lark('start: NAME ("," NAME)*\nNAME: /[a-z]+/  // words'),
@@ -275,7 +276,7 @@ def test_whatever_the_model_says_the_answer_fits_the_schema(schema, order, seed)
 @given(
     st.lists(
         st.sampled_from(
-            ["a", "[b-d]", "(x|yz)", r"\d", ".", "é", "[^a]", r"\s", "/", '"', "#", r"\{"]
+            ["a", "[b-d]", "(x|yz)", r"\d", r"[\d_]", ".", "é", "[^a]", r"\s", "/", '"', "#", r"\{"]
         ).flatmap(lambda part: st.sampled_from([part, part + "?", part + "{2}", part + "{0,3}"])),
         min_size=1,
         max_size=5,
