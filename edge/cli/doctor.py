@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.markup import escape
 
 import edge
 from edge.backends.devices import Devices, survey
+from edge.backends.llama_engine import mismatch
+from edge.backends.llama_library import llama_library
 from edge.cli import show
 from edge.cli.models import store
 from edge.cli.placements import placements, sentence
@@ -59,6 +62,11 @@ def _engines(found: _Findings, devices: Devices) -> None:
     found.facts |= {"edge": edge.__version__, "python": platform.python_version()}
     found.facts["devices"] = devices.as_dict()
     found.problems += [f"{e.name}: {e.problem}" for e in devices.engines if e.problem]
+    with suppress(EdgeError):  # a library that cannot be loaded is among the problems already
+        why = mismatch(llama_library())
+        found.facts["native_loop"] = why is None
+        if why is not None:
+            found.notes.append(f"Decoders run through the loop in Python: {why}.")
 
 
 def _sqlite(found: _Findings) -> None:

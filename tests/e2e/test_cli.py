@@ -181,7 +181,8 @@ def test_models_and_doctor(tmp_path):
     assert edge("models", "verify", state=tmp_path).returncode == 0
     done = edge("doctor", "--json", state=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert json.loads(done.stdout)["problems"] == []
+    found = json.loads(done.stdout)
+    assert (found["problems"], found["native_loop"]) == ([], True)
 
 
 def test_a_head_is_trained_in_one_command_and_then_answers(tmp_path):
