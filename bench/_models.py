@@ -26,23 +26,32 @@ def shipped_words() -> tuple[list[str], list[int], list[str]]:
 
 
 def random_llama(
-    name: str, *, vocab: int, width: int, layers: int, hidden: int, context: int = 2048
+    name: str,
+    *,
+    vocab: int,
+    width: int,
+    layers: int,
+    hidden: int,
+    context: int = 2048,
+    kind: str = "Q8_0",
 ) -> Path:
-    """Return a Q8_0 GGUF of the llama architecture, written on first use.
+    """Return a GGUF of the llama architecture, written on first use.
 
     Args:
         name: of the file.
         vocab: entries of a row of logits.
-        width: a multiple of 64.
+        width: a multiple of 32, at least 64.
         layers: transformer blocks.
         hidden: width of the feed-forward part, a multiple of 32.
         context: tokens it claims to be trained for.
+        kind: ``Q8_0`` or ``Q4_0``.
 
     """
     path = BUILT / f"{name}.gguf"
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    packing = gguf.GGMLQuantizationType[kind]
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path.with_suffix(".part"), "llama")
     heads = width // 64
@@ -52,7 +61,7 @@ def random_llama(
     writer.add_feed_forward_length(hidden)
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads)
-    writer.add_rope_dimension_count(64)
+    writer.add_rope_dimension_count(width // heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocab)
     writer.add_tokenizer_model("gpt2")
@@ -68,8 +77,7 @@ def random_llama(
     def matrix(label: str, rows: int, columns: int, scale: float = 1.0) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32)
         values *= scale / np.sqrt(columns)
-        packed = quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(label, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(label, quantize(values, packing), raw_dtype=packing)
 
     matrix("token_embd.weight", vocab, width)
     matrix("output.weight", vocab, width, scale=3.0)

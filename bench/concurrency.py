@@ -27,6 +27,7 @@ from _models import random_llama
 
 from edge.backends.generate import generate, stream
 from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.threads import thread_candidates
 from edge.types import SamplingParams
 
 TOKENS, CLIENTS = 200, 8
@@ -91,13 +92,13 @@ def own(decoder: LlamaDecoder, rounds: int, tokens: int) -> dict[int, float]:
     return {streams: statistics.median(rates) for streams, rates in found.items()}
 
 
-def batched_bench(tools: Path, model: Path) -> dict[int, float]:
-    """Return what llama-batched-bench generates a second, without sampling."""
+def batched_bench(tools: Path, model: Path, *, threads: int, tokens: int) -> dict[int, float]:
+    """Return what llama-batched-bench generates a second, without sampling, by streams."""
     done = subprocess.run(
         [
             tools / "llama-batched-bench",
-            *("-m", model, "-c", "4096", "-npp", "8", "-ntg", str(TOKENS), "-npl", "1,4,8"),
-            *("-t", "1", "-tb", "1", "--output-format", "jsonl"),
+            *("-m", model, "-c", "4096", "-npp", "8", "-ntg", str(tokens), "-npl", "1,4,8"),
+            *("-t", str(threads), "-tb", str(threads), "--output-format", "jsonl"),
         ],
         capture_output=True,
         text=True,
@@ -207,7 +208,7 @@ def stories(arguments: argparse.Namespace, rounds: int) -> Iterator[Row]:
     if tools is None:
         yield Row("llama-batched-bench, llama-server", "skipped: no --tools", "")
     else:
-        theirs = batched_bench(tools, model)
+        theirs = batched_bench(tools, model, threads=1, tokens=TOKENS)
         again = own(decoder, rounds, TOKENS)
         for streams, value in theirs.items():
             yield Row(f"stories260K: batched-bench, {streams}", round(value), "tokens/s")
@@ -220,15 +221,27 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield every row."""
     rounds = 3 if arguments.quick else 9
     yield from stories(arguments, rounds)
+    yield from large(arguments, rounds)
+
+
+def large(arguments: argparse.Namespace, rounds: int) -> Iterator[Row]:
+    """Yield the rows of the random model on all cores, and how far llama.cpp's own tool gets."""
     path = random_llama("random-150m", vocab=32_000, width=1024, layers=8, hidden=2816)
-    decoder = LlamaDecoder.open(path, name="random", digest="", context=256, max_sequences=CLIENTS)
+    cores = max(thread_candidates())
+    name = f"random 150 MB, {cores} threads"
+    decoder = LlamaDecoder.open(
+        path, name="random", digest="", context=256, threads=cores, max_sequences=CLIENTS
+    )
     found = {}
     for streams in (1, CLIENTS):
-        measured = [rate(decoder, streams, 48) for _ in range(max(rounds // 3, 1))]
+        measured = [rate(decoder, streams, 48) for _ in range(rounds)]
         found[streams] = statistics.median(measured)
-        yield Row(f"random 150 MB: edge, {streams} streams", round(found[streams], 1), "tokens/s")
-    yield at_least("random 150 MB: 8 streams / 1", found[CLIENTS] / found[1], 2.5, "x")
+        yield Row(f"{name}: edge, {streams} streams", round(found[streams], 1), "tokens/s")
+    yield at_least(f"{name}: 8 streams / 1", found[CLIENTS] / found[1], 2.5, "x")
     decoder.close()
+    if arguments.tools:
+        theirs = batched_bench(Path(arguments.tools), path, threads=cores, tokens=48)
+        yield Row(f"{name}: batched-bench, 8 / 1", round(theirs[8] / theirs[1], 2), "x")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 The bare loop calls ``llama_decode`` from compiled code and draws nothing; the peer is
 ``Llama.create_completion`` of llama-cpp-python with the same settings. In turns, on one thread,
-medians. stories260K is in ../shared; the model with a vocabulary of 152k is random, built here.
+medians. stories260K is in ../shared; the models with a vocabulary of 152k are random, built here.
+Log-probabilities cost about the same time a token whatever the model, so their share is shown on
+two widths: it has no bar on the narrower one, where a token takes less than a millisecond.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -73,9 +76,14 @@ def ours(decoder: LlamaDecoder, count: int, *, statistics: bool) -> Callable[[],
     return run
 
 
-def compare(name: str, path: Path, *, context: int, count: int, rounds: int) -> Iterator[Row]:
-    """Yield one model's rows."""
-    decoder = LlamaDecoder.open(path, name=name, digest="", context=context, threads=1)
+def opened(name: str, path: Path) -> LlamaDecoder:
+    """Return a model on one thread."""
+    return LlamaDecoder.open(path, name=name, digest="", context=512, threads=1)
+
+
+def compare(name: str, path: Path, *, count: int, rounds: int) -> Iterator[Row]:
+    """Yield one model's rows beside the bare loop and the peer."""
+    decoder = opened(name, path)
     engine = open_engine(decoder._handles, decoder.end_tokens)  # noqa: SLF001 - the bare loop
     if engine is None:
         raise SystemExit("the native loop does not fit the installed llama-cpp-python")
@@ -88,16 +96,39 @@ def compare(name: str, path: Path, *, context: int, count: int, rounds: int) -> 
     works = {
         "bare llama_decode": bare,
         "edge": ours(decoder, count, statistics=False),
-        "edge, log-probs on": ours(decoder, count, statistics=True),
-        "llama-cpp-python": peer(path, context, count),
+        "llama-cpp-python": peer(path, 512, count),
     }
     found = rates(works, rounds)
     for label, value in found.items():
         yield Row(f"{name}: {label}", round(value, 1), "tokens/s")
     yield at_least(f"{name}: edge / bare", found["edge"] / found["bare llama_decode"], 0.95, "x")
     yield at_least(f"{name}: edge / peer", found["edge"] / found["llama-cpp-python"], 2.0, "x")
-    slower = 1.0 - found["edge, log-probs on"] / found["edge"]
-    yield at_most(f"{name}: slower with log-probs on", 100 * slower, 3.0, "%")
+    decoder.close()
+
+
+def resident_mb() -> float:
+    """Return the memory of this process that is in use, in megabytes; 0 where it cannot be read."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        return 0.0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def log_probs(name: str, path: Path, *, count: int, rounds: int, bar: bool) -> Iterator[Row]:
+    """Yield what log-probabilities cost a model, in time and in memory."""
+    decoder = opened(name, path)
+    works = {"off": ours(decoder, count, statistics=False)}
+    for _ in range(3):
+        works["off"]()
+    before = resident_mb()
+    works["on"] = ours(decoder, count, statistics=True)
+    works["on"]()
+    yield at_most(f"{name}: more memory with log-probs on", resident_mb() - before, 2.0, "MB")
+    found = rates(works, 3 * rounds)
+    yield Row(f"{name}: log-probs on", round(1e6 / found["on"], 1), "us/token")
+    slower = 100 * (1.0 - found["on"] / found["off"])
+    label = f"{name}: slower with log-probs on"
+    yield at_most(label, slower, 3.0, "%") if bar else Row(label, round(slower, 2), "%")
     decoder.close()
 
 
@@ -105,10 +136,14 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield every row."""
     rounds = 5 if arguments.quick else 15
     stories = SHARED / "models" / "stories260k" / "stories260K.gguf"
+    slim = random_llama("random-152k-slim", vocab=151_936, width=64, layers=2, hidden=192)
+    wide = random_llama("random-152k", vocab=151_936, width=128, layers=4, hidden=384)
     if stories.is_file():
-        yield from compare("stories260K", stories, context=512, count=300, rounds=rounds)
-    large = random_llama("random-152k", vocab=151_936, width=128, layers=4, hidden=768)
-    yield from compare("random 152k", large, context=512, count=60, rounds=rounds)
+        yield from compare("stories260K", stories, count=300, rounds=rounds)
+        yield from log_probs("stories260K", stories, count=300, rounds=rounds, bar=True)
+    yield from compare("152k, width 64", slim, count=100, rounds=rounds)
+    yield from log_probs("152k, width 64", slim, count=100, rounds=rounds, bar=False)
+    yield from log_probs("152k, width 128", wide, count=100, rounds=rounds, bar=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Plain functions over a task's specification and a decoder; ``edge.local`` puts t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from edge.backends.base import Decoder
 from edge.backends.generate import Generation
 from edge.backends.grounding import ground_object
 from edge.errors import ConfigError, InputError
+from edge.strict import strict_json
 from edge.task import Prompt, TaskSpec
 from edge.types import Json, Kind
 
@@ -109,10 +109,14 @@ def matcher_of(task: str, grammar: Grammar | None, decoder: Decoder) -> Matcher 
 
 
 def parsed(answer: str, source: str, *, ground: bool) -> tuple[Json, Sequence[str]]:
-    """Return the JSON in an answer, its strings grounded, and the fields not in the input."""
+    """Return the JSON in an answer, its strings grounded, and the fields not in the input.
+
+    An answer that is not JSON gives ``None``, as the answer ``null`` does; ``problem_of`` tells
+    them apart.
+    """
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
+        value = strict_json(answer)
+    except ValueError:
         return None, ()
     if not ground or not isinstance(value, dict):
         return value, ()
@@ -125,6 +129,14 @@ def problem_of(
     """Return why a generation cannot be an answer, or ``None``."""
     if generation.finish == "length":
         return "the answer did not end within max_output_tokens"
-    if kind is Kind.EXTRACT and value is None:
+    if kind is Kind.EXTRACT and value is None and not _is_json(generation.text):
         return "the answer is not JSON"
     return f"not in the input: {', '.join(missing)}" if missing else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        strict_json(text)
+    except ValueError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from edge.errors import ConfigError
@@ -16,6 +17,7 @@ _HERE = Path(__file__).resolve().parent
 _SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
     ("", "0", "false", "no", "off"), False
 )
+_SHOWN = 80
 
 
 def models_folder() -> Path:
@@ -41,12 +43,47 @@ def state_folder(state: str | os.PathLike[str] | None, env: Mapping[str, str] = 
         state: an explicit folder; where ``None``, ``EDGE_STATE`` or the platform's usual place.
         env: the environment to read.
 
+    Raises:
+        ConfigError: no folder can have such a path.
+
     """
-    if state is not None:
-        return Path(state).expanduser().absolute()
-    if env.get("EDGE_STATE"):
-        return Path(env["EDGE_STATE"]).expanduser().absolute()
-    return _platform_state(env) / "edge"
+    told = os.fspath(state) if state is not None else env.get("EDGE_STATE") or None
+    if told == "":
+        raise ConfigError("The state folder is empty.", hint="Name a folder, or leave it out.")
+    try:
+        folder = Path(told).expanduser() if told is not None else _platform_state(env) / "edge"
+        os.fspath(folder).encode("utf-8")
+        folder = folder.absolute()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            folder.lstat()
+    except (OSError, ValueError, RuntimeError) as error:
+        what = "The state folder" if told is None else f"The state folder {shortened(told)}"
+        raise ConfigError(
+            f"{what} cannot be one: {_reason(error)}.", hint="Pass another `state`."
+        ) from error
+    return folder
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file is there; ``False`` where no file can have such a path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def shortened(path: str) -> str:
+    """Return a path as a message can show it: printable, and not longer than a line."""
+    shown = path if path.isprintable() else repr(path)[1:-1]
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, UnicodeError):
+        return "it is not valid Unicode"
+    return str(error).rstrip(".")
 
 
 def _platform_state(env: Mapping[str, str]) -> Path:

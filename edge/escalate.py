@@ -24,6 +24,7 @@ from edge.errors import (
 from edge.judge import value_problem
 from edge.store.book import Book
 from edge.store.ledger import Hold
+from edge.strict import strict_json
 from edge.task import TaskSpec
 from edge.types import Draft, Json, Kind, Reason, Usage
 
@@ -188,9 +189,13 @@ def _messages(spec: TaskSpec, text: str, labels: Sequence[str]) -> list[Message]
 
 
 def _outcome(spec: TaskSpec, answer: CloudAnswer, labels: Sequence[str]) -> Outcome:
-    value = _value(spec, answer.text)
-    problem = value_problem(spec, value, labels=labels)
     cost = answer.cost_microusd
+    try:
+        value = _value(spec, answer.text)
+    except ValueError:
+        # Its message is left out: it may quote the answer.
+        return Outcome(Reason.INVALID_OUTPUT, cost_microusd=cost, error="the answer is not JSON")
+    problem = value_problem(spec, value, labels=labels)
     if problem is not None:
         return Outcome(Reason.INVALID_OUTPUT, cost_microusd=cost, error=problem)
     draft = Draft(
@@ -205,12 +210,13 @@ def _outcome(spec: TaskSpec, answer: CloudAnswer, labels: Sequence[str]) -> Outc
 
 
 def _value(spec: TaskSpec, text: str) -> Json:
+    """Return a pool's answer as a value.
+
+    Raises:
+        ValueError: it should be JSON and is not.
+
+    """
     plain = text.strip()
     if spec.kind is not Kind.EXTRACT:
         return plain.strip("`\"' .") if spec.kind is Kind.CLASSIFY else plain
-    body = plain.removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        value: Json = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value
+    return strict_json(plain.removeprefix("```json").removeprefix("```").removesuffix("```"))

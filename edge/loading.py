@@ -11,7 +11,7 @@ from pathlib import Path
 from edge.backends.base import Decoder, Encoder
 from edge.backends.footprint import CacheShape, shape_of_architecture, shape_of_gguf
 from edge.backends.heads import Head
-from edge.errors import ConfigError
+from edge.errors import ConfigError, LoadError
 from edge.store.weights import Manifest, ModelStore
 
 MAX_SEQUENCES = 2
@@ -66,7 +66,7 @@ class Loader:
             max_tokens=manifest.max_tokens or _MAX_TOKENS,
             threads=self.threads,
             device=str(manifest.facts.get("device", "auto")),
-            buckets=tuple(manifest.facts.get("buckets", ())),
+            buckets=_buckets(manifest),
             memory=self.choices,
         )
 
@@ -150,3 +150,14 @@ class Loader:
             device=str(manifest.facts.get("device", "auto")),
             memory=self.choices,
         )
+
+
+def _buckets(manifest: Manifest) -> tuple[int, ...]:
+    """Return the token counts that an encoder's graph is opened for."""
+    listed = manifest.facts.get("buckets", ())
+    if not isinstance(listed, list | tuple) or not all(type(each) is int for each in listed):
+        raise LoadError(
+            f"The manifest of model {manifest.name} has the buckets {listed!r}, "
+            "which is no list of token counts."
+        )
+    return tuple(listed)

@@ -7,35 +7,52 @@ in the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from edge.config import models_folder
+from edge.config import is_file, models_folder, shortened
 from edge.errors import ConfigError, InputError
-from edge.task import Memory, Pack, TaskSpec
+from edge.task import Memory, Pack, Privacy, Routing, TaskBudget, TaskSpec
 
-_DEFAULTS = {"task_budgets": "budget", "routing": "routing", "privacy": "privacy"}
+# Section of a pack -> (field of a task that it completes, what it must be).
+_DEFAULTS: dict[str, tuple[str, type[BaseModel]]] = {
+    "task_budgets": ("budget", TaskBudget),
+    "routing": ("routing", Routing),
+    "privacy": ("privacy", Privacy),
+}
 _MAX_BYTES = 1_000_000
+_MERGE = "tag:yaml.org,2002:merge"
 _M = TypeVar("_M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key written twice."""
+    """A safe loader that refuses a key written twice and a value that does not fit its tag."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT002
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before merge keys are resolved: a key may stand beside the same one it takes over.
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
                 )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT002
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            raise yaml.MarkedYAMLError(
+                problem=f"a value does not fit its tag !!{node.tag.rpartition(':')[2]}",
+                problem_mark=node.start_mark,
+            ) from error
 
 
 def find_pack(pack: str | Path) -> Path:
@@ -47,16 +64,19 @@ def find_pack(pack: str | Path) -> Path:
     """
     as_path = Path(pack)
     if as_path.suffix in {".yaml", ".yml"} or len(as_path.parts) > 1:
-        if as_path.is_file():
+        if is_file(as_path):
             return as_path.absolute()
-        raise ConfigError(f"The pack file {pack} does not exist.", hint="Check the path.")
+        raise ConfigError(
+            f"The pack file {shortened(str(pack))} does not exist.", hint="Check the path."
+        )
     folder = models_folder() / "packs"
     shipped = folder / f"{pack}.yaml"
-    if shipped.is_file():
+    if is_file(shipped):
         return shipped
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise ConfigError(
-        f"There is no pack named {str(pack)!r}.", hint=f"Shipped packs: {names}; or pass a file."
+        f"There is no pack named '{shortened(str(pack))}'.",
+        hint=f"Shipped packs: {names}; or pass a file.",
     )
 
 
@@ -71,7 +91,11 @@ def load_pack(path: Path) -> Pack:
     sections = {str(key).lower(): value for key, value in document.items()}
     if len(sections) < len(document):
         raise ConfigError(f"Pack {path.name} has a section in upper and in lower case.")
-    defaults = {field: sections.pop(name, {}) for name, field in _DEFAULTS.items()}
+    what = f"Pack {path.name}"
+    defaults = {
+        field: _default(sections.pop(name, None), name, model, what)
+        for name, (field, model) in _DEFAULTS.items()
+    }
     tasks = sections.get("tasks")
     if isinstance(tasks, dict):
         sections["tasks"] = {
@@ -80,7 +104,7 @@ def load_pack(path: Path) -> Pack:
     models = sections.get("models")
     if isinstance(models, dict):
         sections["models"] = {n: _absolute(entry, path.parent) for n, entry in models.items()}
-    return _checked(Pack, sections, f"Pack {path.name}")
+    return _checked(Pack, sections, what)
 
 
 def limit_memory(pack: Pack, memory_mb: float | None) -> Pack:
@@ -124,6 +148,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
+def _default(values: Any, section: str, model: type[BaseModel], what: str) -> dict[str, Any]:
+    """Return a section that stands for all tasks, made sure to fit one."""
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{what} is wrong at {section}: it must hold keys and values, "
+            f"not {type(values).__name__}.",
+            hint=f"Keys of {section}: {', '.join(model.model_fields)}.",
+        )
+    _checked(model, values, what, under=(section,))
+    return values
+
+
 def _complete(task: Any, defaults: dict[str, Any], folder: Path) -> Any:
     """Lay the pack's defaults under a task and read a schema named by its file."""
     if not isinstance(task, dict):
@@ -131,7 +169,7 @@ def _complete(task: Any, defaults: dict[str, Any], folder: Path) -> Any:
     whole = dict(task)
     for name, default in defaults.items():
         own = whole.get(name, {})
-        if isinstance(default, dict) and isinstance(own, dict):
+        if isinstance(own, dict):
             whole[name] = {**default, **own}
     if isinstance(whole.get("output_schema"), str):
         whole["output_schema"] = _read_schema(folder / whole["output_schema"])
@@ -141,8 +179,12 @@ def _complete(task: Any, defaults: dict[str, Any], folder: Path) -> Any:
 def _read_schema(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise ConfigError(f"The output_schema {path} is nested too deeply.") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The output_schema {path} cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        name = shortened(str(path))
+        raise ConfigError(f"The output_schema {name} cannot be read: {reason}.") from error
 
 
 def _absolute(entry: Any, folder: Path) -> Any:
@@ -151,14 +193,16 @@ def _absolute(entry: Any, folder: Path) -> Any:
     return entry
 
 
-def _checked(model: type[_M], values: dict[str, Any], what: str) -> _M:
+def _checked(
+    model: type[_M], values: dict[str, Any], what: str, *, under: tuple[str, ...] = ()
+) -> _M:
     try:
         return model.model_validate(values)
     except InputError as error:
         raise ConfigError(f"{what} is wrong: {error.message}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        place = ".".join(str(part) for part in (*under, *first["loc"])) or "the top level"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "unknown key"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge.config import models_folder
-from edge.errors import ConfigError, LoadError
+from edge.config import is_file, models_folder, shortened
+from edge.errors import ConfigError, LoadError, StoreError
 from edge.judge import check_schema
 from edge.local import LocalTask
 from edge.pack import load_task
@@ -31,9 +31,10 @@ def all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
 
     Raises:
         ConfigError: a task file or a schema is wrong.
+        StoreError: the state folder cannot be read.
 
     """
-    specs = {path.stem: load_task(path) for path in sorted((state / "tasks").glob("*.yaml"))}
+    specs = {path.stem: load_task(path) for path in _task_files(state / "tasks")}
     specs |= pack.tasks
     for name, spec in specs.items():
         if spec.output_schema is not None:
@@ -54,6 +55,8 @@ def model_store(pack: Pack, state: Path) -> ModelStore:
 
     """
     own = {name: Path(model.folder) for name, model in pack.models.items()}
+    for name, folder in own.items():
+        _check_there(f"Model {name} of pack {pack.name}", folder)
     store = ModelStore(models_folder(), extra=[state / "models", *own.values()])
     for name, folder in own.items():
         _check_name(f"Model {name} of pack {pack.name}", name, folder, store)
@@ -86,6 +89,17 @@ def check_models(tasks: Mapping[str, LocalTask], store: ModelStore) -> None:
             _need(head, manifest.encoder.name, "encoder", store, known)
 
 
+def _task_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("*.yaml"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(
+            f"The state folder's {shortened(str(folder))} cannot be read: {reason}.",
+            hint="Pass another `state`.",
+        ) from error
+
+
 def _need(who: str, name: str, kind: str, store: ModelStore, known: frozenset[str]) -> Manifest:
     """Return the manifest of a model of a kind."""
     found = store.manifest(name) if name in known else None
@@ -106,18 +120,21 @@ def _kind(name: str, store: ModelStore) -> str | None:
         return None
 
 
-def _check_name(what: str, name: str, folder: Path, store: ModelStore) -> None:
-    """Make sure that the folder holds the model of that name, and no other folder does."""
-    path = folder / MANIFEST
-    if not path.is_file():
+def _check_there(what: str, folder: Path) -> None:
+    if not is_file(folder / MANIFEST):
         raise ConfigError(
-            f"{what} is not in {folder}: it holds no {MANIFEST}.",
+            f"{what} is not in {shortened(str(folder))}: it holds no {MANIFEST}.",
             hint="Correct its `folder` in the pack.",
         )
-    listed = Manifest.load(path).name
+
+
+def _check_name(what: str, name: str, folder: Path, store: ModelStore) -> None:
+    """Make sure that the folder's model has that name, and none in another folder has."""
+    listed = Manifest.load(folder / MANIFEST).name
     if listed != name:
         raise ConfigError(
-            f"{what} is called {listed!r} in {path}.", hint="Use one name in both places."
+            f"{what} is called {listed!r} in {folder / MANIFEST}.",
+            hint="Use one name in both places.",
         )
     taken = store.manifest(name).folder
     if not taken.samefile(folder):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge.task import TaskSpec
-from edge.types import Draft, Reason, Verdict
+from edge.types import Draft, Kind, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,9 @@ def plan(task: TaskSpec, now: Circumstances) -> Plan:
     return Plan(
         local=task.model is not None,
         cloud_blocked=blocked,
-        may_queue=blocked is not Reason.PRIVACY_NEVER and task.routing.below != "abstain",
+        may_queue=blocked is not Reason.PRIVACY_NEVER
+        and task.kind is not Kind.EMBED
+        and task.routing.below != "abstain",
         calls_left=task.budget.max_model_calls,
     )
 
@@ -83,7 +85,8 @@ def _cloud_blocked(task: TaskSpec, now: Circumstances) -> Reason | None:
         return Reason.REDACTION_UNAVAILABLE
     if now.offline:
         return Reason.OFFLINE
-    return None if now.has_pool else Reason.NO_POOL
+    # A chat pool answers in words; no pool gives vectors.
+    return None if now.has_pool and task.kind is not Kind.EMBED else Reason.NO_POOL
 
 
 def decide(task: TaskSpec, the_plan: Plan, draft: Draft | None, verdict: Verdict) -> Decision:

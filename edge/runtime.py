@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from edge.admit import Call, admit
+from edge.admit import Call, admit, check_text
 from edge.backends.onnx_choice import FILE as DEVICE_CHOICES
 from edge.config import is_offline, state_folder
 from edge.drain import Drained, Draining
-from edge.errors import GenerationError, InputError
+from edge.errors import Busy, GenerationError, InputError
 from edge.escalate import FINAL, Escalation, Outcome
 from edge.judge import judge
 from edge.local import LocalModels, LocalTask
@@ -29,7 +30,7 @@ from edge.route import Action, Circumstances, Decision, Plan, decide, plan
 from edge.store.book import Book
 from edge.store.traces import Traces
 from edge.task import Pack
-from edge.types import Choice, Draft, Kind, Reason, Result, Route, Verdict
+from edge.types import Choice, Draft, Json, Kind, Reason, Result, Route, Verdict
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
@@ -106,7 +107,19 @@ class Runtime:
         return self._finish(call, the_plan, draft)
 
     def map(self, task: str, texts: Sequence[str]) -> list[Result]:
-        """Answer several texts in order; all are admitted before the first is answered."""
+        """Answer several texts in order; all are admitted before the first is answered.
+
+        Raises:
+            InputError: ``texts`` is one text instead of several; else as ``run``.
+
+        """
+        if task not in self._tasks:
+            admit(self._tasks, task, "")  # says so, even where there is no text to answer
+        if isinstance(texts, str | bytes):
+            raise InputError(
+                "The texts to map are one text, not a list of them.",
+                hint="Call run, or pass a list.",
+            )
         calls = [admit(self._tasks, task, text) for text in texts]
         return [self.run(call.name, call.text) for call in calls]
 
@@ -173,7 +186,26 @@ class Runtime:
         return found[0] if isinstance(tasks, str) else found
 
     def embed(self, texts: Sequence[str], *, model: str = "minilm-l6-int8") -> list[list[float]]:
-        """Return one unit vector per text."""
+        """Return one unit vector per text.
+
+        Args:
+            texts: what to embed.
+            model: the name of an encoder.
+
+        Raises:
+            ConfigError: there is no such encoder.
+            InputError: ``texts`` is one text instead of several, or one of them is no text, empty,
+                or not valid Unicode.
+            ModelError: the model cannot be loaded or failed.
+
+        """
+        if isinstance(texts, str | bytes):
+            raise InputError(
+                "The texts to embed are one text, not a list of them.", hint="Pass a list."
+            )
+        texts = list(texts)
+        for text in texts:
+            check_text(text, max_chars=sys.maxsize, task="embed")
         with self.models.encoder(model) as encoder:
             vectors = encoder.embed(texts)
         return [[float(x) for x in vector] for vector in vectors]
@@ -265,17 +297,9 @@ class Runtime:
         if outcome is not None and answered is None:
             action, queue = Action.DEFER, outcome.reason not in FINAL
         own = draft.value if draft and verdict.valid and action is not Action.ABSTAIN else None
-        task_id = None
+        task_id = self._queue(call, reasons[-1], own) if action is Action.DEFER and queue else None
         if action is Action.DEFER and queue:
-            task_id = self.book.queue.put(
-                call.name,
-                text=call.text,
-                payload={"pack": self._pack.name, "pack_version": self._pack.version},
-                reason=reasons[-1].value,
-                provisional=own,
-                trace_id=call.trace_id,
-            )
-            reasons += (Reason.QUEUED,)
+            reasons += (Reason.QUEUED if task_id else Reason.QUEUE_FULL,)
         shown = answered or draft
         result = Result(
             value=answered.value if answered else own,
@@ -296,6 +320,20 @@ class Runtime:
         )
         self.traces.append(_trace(result, call.text, draft))
         return result
+
+    def _queue(self, call: Call, why: Reason, provisional: Json) -> str | None:
+        """Let a task wait; ``None`` where the queue is full, which costs no answer."""
+        try:
+            return self.book.queue.put(
+                call.name,
+                text=call.text,
+                payload={"pack": self._pack.name, "pack_version": self._pack.version},
+                reason=why.value,
+                provisional=provisional,
+                trace_id=call.trace_id,
+            )
+        except Busy:
+            return None
 
     def _open_pool(self, name: str) -> Pool:
         from edge.cloud.pool import Pool  # an HTTP client, once a task leaves the device

@@ -242,7 +242,7 @@ class Memory(_Model):
 
     """
 
-    budget_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    budget_mb: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
     keep_alive_s: float | None = Field(default=None, ge=0, le=31_536_000, allow_inf_nan=False)
     pin: tuple[str, ...] = ()
 

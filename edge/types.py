@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias, Union
 
 from edge.errors import InputError
 
+_MAX_WINDOW, _TOKENS = 2**24, 2**31
+
 Json: TypeAlias = Union[bool, int, float, str, list["Json"], dict[str, "Json"], None]
 
 
@@ -51,6 +53,7 @@ class Reason(StrEnum):
     CLOUD_TIMEOUT = "cloud_timeout"
     CALL_LIMIT = "call_limit"
     QUEUED = "queued"
+    QUEUE_FULL = "queue_full"
     ESCALATED = "escalated"
 
 
@@ -103,13 +106,15 @@ class SamplingParams:
             (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
         frequency_penalty: subtracted once per earlier occurrence.
         presence_penalty: subtracted once where the token occurred at all.
-        penalty_last_n: how many of the latest tokens count; 0 turns the penalties off.
+        penalty_last_n: how many of the latest tokens count, at most 2**24; 0 turns the penalties
+            off.
         dry_multiplier: strength of DRY, which lowers tokens that go on with a repetition; 0 is off.
         dry_base: its growth with each repeated token, above 1.
-        dry_allowed_length: repetitions shorter than this are free, at least 1.
-        dry_last_n: how many of the latest tokens DRY looks at.
+        dry_allowed_length: repetitions shorter than this are free, 1..2**24.
+        dry_last_n: how many of the latest tokens DRY looks at, at most 2**24.
         dry_breakers: tokens across which nothing counts as a repetition.
-        logit_bias: (token, what is added to its logit) pairs; -inf forbids a token.
+        logit_bias: (token, what is added to its logit) pairs; -inf forbids a token. Tokens are
+            0..2**31-1.
         seed: 0..2**64-1; the same seed, row and history give the same token everywhere.
 
     Raises:
@@ -144,8 +149,15 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (holds, wanted) in _RANGES.items():
             value = getattr(self, name)
-            if not holds(value):
+            if not _fits(holds, value):
                 raise InputError(f"Sampling parameter {name} is {value!r} but must be {wanted}.")
+
+
+def _fits(holds: Callable[[Any], bool], value: object) -> bool:
+    try:
+        return holds(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
@@ -158,6 +170,10 @@ _NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (
     "a finite number >= 0",
 )
 _COUNT: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "an integer >= 0")
+_WINDOW: tuple[Callable[[Any], bool], str] = (
+    lambda value: 0 <= value <= _MAX_WINDOW,
+    "an integer between 0 and 2**24",
+)
 _ABOVE_0: tuple[Callable[[Any], bool], str] = (
     lambda value: 0 < value < math.inf,
     "above 0 and finite",
@@ -182,14 +198,17 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "repetition_penalty": _ABOVE_0,
     "frequency_penalty": _FINITE,
     "presence_penalty": _FINITE,
-    "penalty_last_n": _COUNT,
+    "penalty_last_n": _WINDOW,
     "dry_multiplier": _NOT_NEGATIVE,
     "dry_base": (lambda value: 1 < value < math.inf, "above 1 and finite"),
-    "dry_allowed_length": (lambda value: value >= 1, "an integer >= 1"),
-    "dry_last_n": _COUNT,
+    "dry_allowed_length": (
+        lambda value: 1 <= value <= _MAX_WINDOW,
+        "an integer between 1 and 2**24",
+    ),
+    "dry_last_n": _WINDOW,
     "logit_bias": (
-        lambda pairs: all(bias < math.inf for _, bias in pairs),
-        "numbers below infinity",
+        lambda pairs: all(0 <= token < _TOKENS and bias < math.inf for token, bias in pairs),
+        "pairs of a token in 0..2**31-1 and a number below infinity",
     ),
     "seed": (lambda value: 0 <= value < 2**64, "between 0 and 2**64 - 1"),
 }

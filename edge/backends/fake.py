@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backends.base import ModelInfo, Placement
-from edge.backends.questions import Question, score_by_sequences
+from edge.backends.label_loop import score_by_sequences
+from edge.backends.questions import Question
 from edge.errors import GenerationError, InputError, ModelError
 
 BOS = 256

@@ -7,6 +7,7 @@ trained on, named by digest, and for no other. Pure numpy; ``edge.lab.heads`` tr
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,7 +118,13 @@ class Head:
         return self.calibration is not None and encoder_digest == self.encoder_digest
 
     def save(self, path: Path) -> None:
-        """Write the head: weights as float16, prototypes as int8."""
+        """Write the head: weights as float16, prototypes as int8.
+
+        Raises:
+            OSError: the file cannot be written.
+
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         scale = float(np.abs(self.prototypes).max()) / 127.0
@@ -135,7 +142,10 @@ class Head:
             "labels": json.dumps(self.labels),
             "encoder_digest": self.encoder_digest,
         }
-        save_file(tensors, path, metadata=meta)
+        try:
+            save_file(tensors, path, metadata=meta)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"{error}", str(path)) from error
 
     @classmethod
     def load(cls, path: Path) -> Head:

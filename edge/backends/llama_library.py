@@ -8,6 +8,7 @@ sequences or tokens.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import threading
 from collections import deque
@@ -21,7 +22,7 @@ _ERROR_LEVEL = 3
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 _lock = threading.Lock()
-_loaded: list[ModuleType] = []
+_loaded: list[tuple[int, ModuleType]] = []
 _log: deque[tuple[int, str]] = deque(maxlen=_KEPT_LINES)
 _callbacks: list[Any] = []  # the library calls them until the process ends
 
@@ -30,13 +31,21 @@ def llama_library() -> ModuleType:
     """Return the low-level bindings, initialised and silent.
 
     Raises:
-        LoadError: llama-cpp-python is missing or its library cannot be loaded.
+        LoadError: llama-cpp-python is missing or its library cannot be loaded, or this process was
+            forked from one that had loaded it: the library's threads did not come along, and a
+            forward pass would wait for them for ever.
 
     """
     with _lock:
         if not _loaded:
-            _loaded.append(_load())
-        return _loaded[0]
+            _loaded.append((os.getpid(), _load()))
+        pid, library = _loaded[0]
+    if pid != os.getpid():
+        raise LoadError(
+            "llama.cpp was loaded before this process was forked and cannot be used here.",
+            hint="Start the process with the method `spawn`, or load no model before forking.",
+        )
+    return library
 
 
 def last_errors() -> str:

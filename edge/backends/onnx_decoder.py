@@ -22,11 +22,12 @@ from tokenizers import Tokenizer
 
 from edge.backends.base import ModelInfo
 from edge.backends.hf_tokens import encode_all, load_tokenizer, token_pieces
+from edge.backends.label_loop import score_by_sequences
 from edge.backends.onnx_auto import as_chosen, resolve_device
 from edge.backends.onnx_past import Past, advance
 from edge.backends.onnx_runner import Ask, Runner
 from edge.backends.onnx_session import Opened
-from edge.backends.questions import Question, score_by_sequences
+from edge.backends.questions import Question
 from edge.backends.threads import fixed_threads
 from edge.errors import InputError, LoadError, ModelError
 

@@ -3,23 +3,20 @@
 The labels of a question form a trie of tokens, each closed by an end token. Every inner node's row
 of logits gives the log-probabilities of its children; a label's is the sum along its path, and over
 the labels of a question they are normalised to a distribution (label-set likelihood). What computes
-the rows is up to the engine; ``score_by_sequences`` serves engines that can only extend sequences.
+the rows is up to the engine: see ``llama_decide`` and, for engines that can only extend sequences,
+``label_loop``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import InputError
-
-if TYPE_CHECKING:
-    from edge.backends.base import Decoder
 
 NEGLIGIBLE = 14.0
 """Nats below the best at which a label is not followed further: less than a millionth."""
@@ -153,38 +150,3 @@ def distribution(scores: Sequence[float]) -> NDArray[np.float64]:
     values = np.array(scores, dtype=np.float64)
     shares = np.exp(values - values.max())
     return np.asarray(shares / shares.sum())
-
-
-def score_by_sequences(
-    decoder: Decoder, prompt: Sequence[int], questions: Sequence[Question]
-) -> list[list[float]]:
-    """Score with one sequence a label: for engines without a batch of branches.
-
-    Raises:
-        InputError: as ``trie``; or the prompt does not fit.
-        GenerationError: the engine failed.
-
-    """
-    found = []
-    for question in questions:
-        nodes = trie(question)
-        known: dict[int, dict[int, float]] = {}
-        for label in question.labels:
-            sequence, at = decoder.sequence(), 0
-            try:
-                row = sequence.forward([*prompt, *question.suffix])
-                for token in (*label, None):
-                    known.setdefault(at, _log_probs(row, nodes[at].children))
-                    if token is not None:
-                        row, at = sequence.forward([token]), nodes[at].children[token]
-            finally:
-                sequence.close()
-        found.append(bounded_scores(question, nodes, known))
-    return found
-
-
-def _log_probs(row: NDArray[np.float32], tokens: Iterable[int]) -> dict[int, float]:
-    values = row.astype(np.float64)
-    values -= values.max()
-    log_sum = np.log(np.exp(values).sum())
-    return {token: float(values[token] - log_sum) for token in tokens}

@@ -143,9 +143,11 @@ class Scheduler:
         try:
             while True:
                 self._advance(ticket)
+                # Before the text: while a piece is out, another leader may end the request.
+                ended = request.finish is not None
                 if piece := request.take_text():
                     yield piece
-                if request.finish is not None:
+                if ended:
                     break
         finally:
             self._leave(ticket)
@@ -158,7 +160,7 @@ class Scheduler:
         if os.getpid() != self._pid:
             raise ModelError(
                 f"{self._name} was loaded before this process was forked.",
-                hint="Open the model in the new process.",
+                hint="Start the process with the method `spawn` and open the model there.",
             )
         with self._turn:
             if len(self._waiting) >= self._queue_limit:

@@ -15,6 +15,7 @@ from rich.table import Table
 import edge
 from edge.cli import show
 from edge.cli.run import AsJson, Pack, State
+from edge.errors import InputError
 from edge.runtime import Runtime
 from edge.types import Result, Route
 
@@ -35,9 +36,14 @@ def demo(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = False) 
     """
     with (
         tempfile.TemporaryDirectory(prefix="edge-demo-") as scratch,
-        edge.open(pack, state=state or scratch, offline=True) as runtime,
+        edge.open(pack, state=scratch if state is None else state, offline=True) as runtime,
     ):
         pairs = [(name, text) for name, t in runtime.tasks().items() for text in t.spec.samples]
+        if not pairs:
+            raise InputError(
+                f"Pack {pack} has no samples to answer.",
+                hint="Give a task of the pack some `samples`.",
+            )
         load_s = show.with_bar(lambda tell: _warm(runtime, tell))
         results = [(text, runtime.run(name, text)) for name, text in pairs]
     if as_json:

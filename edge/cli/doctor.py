@@ -127,10 +127,19 @@ def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None
             unclear = ledger.holds("unclear")
             _memory(found, runtime)
             found.facts["placements"] = placements(runtime.models.loader)
+            _nowhere(found)
         if unclear:
             found.notes.append(f"{len(unclear)} holds have an unclear outcome and stay held.")
     except EdgeError as error:
         found.problems.append(str(error))
+
+
+def _nowhere(found: _Findings) -> None:
+    """Count what cannot be loaded among the problems, where a broken file is not there already."""
+    for name, placement in found.facts["placements"].items():
+        known = any(problem.startswith(f"model {name}: ") for problem in found.problems)
+        if "problem" in placement and not known:
+            found.problems.append(f"model {name}: {placement['problem']}")
 
 
 def _memory(found: _Findings, runtime: Runtime) -> None:

@@ -18,10 +18,11 @@ from rich.markup import escape
 from edge.cli import show
 from edge.cli.models import store
 from edge.cli.run import AsJson, State
-from edge.config import state_folder
+from edge.config import models_folder, state_folder
 from edge.errors import InputError, StoreError
 from edge.lab.heads import HeadReport, TrainedHead, train_head
 from edge.local import LocalModels
+from edge.pack import load_pack
 from edge.store.weights import ModelStore
 
 app = typer.Typer(no_args_is_help=True)
@@ -50,6 +51,7 @@ def train(
     """Train a head and add a task of that name, which `edge run NAME` answers from then on."""
     if not _NAME.fullmatch(name):
         raise InputError(f"The task name {name!r} is not valid.", hint="Use letters, digits, - _.")
+    check_free(name, state_folder(state))
     texts, labels = read_examples(examples)
     models = store(state)
     local = LocalModels(models)
@@ -71,6 +73,21 @@ def train(
         _print(name, trained.report)
 
 
+def check_free(name: str, state: Path) -> None:
+    """Make sure that neither a model nor a task that ships would answer in the new one's place.
+
+    Raises:
+        InputError: the name is taken.
+
+    """
+    hint = "Choose another name."
+    if f"{name}-head" in ModelStore(models_folder()).names():
+        raise InputError(f"The name {name!r} is that of a shipped model, {name}-head.", hint=hint)
+    for pack in sorted((models_folder() / "packs").glob("*.yaml")):
+        if name in load_pack(pack).tasks and not (state / "tasks" / f"{name}.yaml").exists():
+            raise InputError(f"The pack {pack.stem} has a task named {name!r}.", hint=hint)
+
+
 def read_examples(path: Path) -> tuple[list[str], list[str]]:
     """Read labelled texts.
 
@@ -79,7 +96,7 @@ def read_examples(path: Path) -> tuple[list[str], list[str]]:
 
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not valid UTF-8.", hint="Convert it to UTF-8.") from error
     except OSError as error:
@@ -104,6 +121,10 @@ def _example(line: str, where: str) -> tuple[str, str]:
         raise InputError(f"{where} is not an example.", hint=hint) from error
     if not isinstance(text, str) or not isinstance(label, str):
         raise InputError(f"{where} has a text or label that is not a string.", hint=hint)
+    try:
+        (text + label).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} holds half of a surrogate pair.", hint=hint) from error
     return text, label
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.markup import escape
@@ -14,16 +14,30 @@ import edge
 from edge.cli import show
 from edge.cli.run import AsJson, Offline, Pack, State
 from edge.drain import Drained
+from edge.store.queue import Queue
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN = 60
+_ROWS = 100
+_MOST = 2**31 - 1
 
 
 @app.command("list")
-def list_tasks(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = False) -> None:
+def list_tasks(
+    *,
+    pack: Pack = "kiosk",
+    state: State = None,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="How many at most; 100 in a table without, all as JSON."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the tasks in the queue, the oldest first."""
+    most = min(limit or (_MOST if as_json else _ROWS), _MOST)
     with edge.open(pack, state=state, offline=True) as runtime:
-        queued = runtime.book.queue.list()
+        queued = runtime.book.queue.list(limit=most)
+        more = sum(runtime.book.queue.counts().values()) - len(queued)
     if as_json:
         for entry in queued:
             show.print_json(
@@ -52,6 +66,8 @@ def list_tasks(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = F
         for entry in queued
     )
     show.table("", ("id", "task", "state", "why", "attempts>", "text"), rows)
+    if more > 0:
+        typer.echo(f"{more} more; --limit {len(queued) + more} shows all.")
 
 
 @app.command("retry")
@@ -67,7 +83,8 @@ def retry(
 ) -> None:
     """Ask the cloud for waiting tasks; naming one also repeats an attempt with unclear outcome."""
     with edge.open(pack, state=state, offline=offline or None) as runtime:
-        drained = runtime.drain(task_ids or None)
+        most = len(task_ids) if task_ids else _due(runtime.book.queue)
+        drained = runtime.drain(task_ids or None, limit=most)
         pauses = runtime.book.queue.pauses()
     if as_json:
         due = pauses[0] if pauses else None
@@ -78,6 +95,12 @@ def retry(
         typer.echo(
             f"{drained.done} answered, {drained.waiting} still waiting, {drained.failed} given up"
         )
+
+
+def _due(queue: Queue) -> int:
+    """Return how many tasks may be due; one put back meanwhile is not asked for twice."""
+    counts = queue.counts()
+    return counts.get("waiting", 0) + counts.get("claimed", 0) - len(queue.pauses())
 
 
 def _until(pauses: Sequence[float]) -> str:

@@ -64,7 +64,7 @@ def _print(result: Result) -> None:
         f"confidence {show.confidence(result)}",
         f"{result.latency_ms:.1f} ms",
         show.dollars(result.cost_microusd),
-        f"{result.model} on {result.device}" if result.model else "no model",
+        escape(f"{result.model} on {result.device}") if result.model else "no model",
         ", ".join(reason.value for reason in result.reasons),
     ]
     show.console.print("  ".join(facts), highlight=False)

@@ -31,7 +31,7 @@ problems = Console(stderr=True)
 
 def print_json(value: Any) -> None:
     """Print one JSON value on one line."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def dollars(microusd: float) -> str:

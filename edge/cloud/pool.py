@@ -404,9 +404,11 @@ class Pool:
 def _endpoint(name: str, base_url: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"The base_url of pool {name} is no address: {error}.") from error
-    if not url.host:
+        host = url.host
+    except (httpx.InvalidURL, UnicodeError) as error:  # the second from IDNA
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"The base_url of pool {name} is no address: {reason}.") from error
+    if not host:
         raise ConfigError(f"The base_url of pool {name} names no host.")
     # The system's resolver takes a larger one modulo 65536: another server would get the text.
     if url.port is not None and not 0 < url.port <= _LAST_PORT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -81,12 +81,26 @@ class Calibration:
         """
         try:
             body = json.loads(path.read_text("utf-8"))
+            missing = _missing(body)
+            if missing:
+                raise ConfigError(
+                    f"The calibration {path} cannot be used: it lacks {', '.join(missing)}.",
+                    hint="Fit it again.",
+                )
             body["key"] = CalibrationKey(**body["key"])
             for name in ("features", "mean", "scale", "weights"):
                 body[name] = tuple(body[name])
             return cls(**body)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"The calibration {path} cannot be used: {error}.") from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ConfigError(
+                f"The calibration {path} cannot be used: {error}.", hint="Fit it again."
+            ) from error
+
+
+def _missing(body: object) -> list[str]:
+    """Return which fields of a calibration a JSON value lacks."""
+    names = [each.name for each in fields(Calibration)]
+    return [name for name in names if name not in body] if isinstance(body, dict) else names
 
 
 def fit_calibration(

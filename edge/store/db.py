@@ -33,6 +33,9 @@ _CREATING = threading.Lock()
 # https://sqlite.org/wal.html#walresetbug
 _WAL_BUG_FIRST, _WAL_BUG_FIXED = (3, 7, 0), (3, 51, 3)
 
+_WRITABLE = "Make the state folder writable."
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
 # Primary result code of SQLite -> (reason, remedy).
 _REASONS: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_FULL: ("the disk is full", "Free some space; nothing was changed."),
@@ -44,8 +47,8 @@ _REASONS: dict[int, tuple[str, str]] = {
         "another process keeps it locked",
         "Try again, or end the process that holds the file open.",
     ),
-    sqlite3.SQLITE_READONLY: ("it is read-only", "Make the state folder writable."),
-    sqlite3.SQLITE_PERM: ("access is denied", "Make the state folder writable."),
+    sqlite3.SQLITE_READONLY: ("it is read-only", _WRITABLE),
+    sqlite3.SQLITE_PERM: ("access is denied", _WRITABLE),
     sqlite3.SQLITE_CANTOPEN: (
         "it cannot be opened or created",
         "Make the state folder writable, or pass another `state`.",
@@ -72,7 +75,8 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"State file {path} cannot be used: {reason}.", hint=hint) from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StoreError(f"State file {path} cannot be used: {reason}.") from error
+        hint = _WRITABLE if error.errno in _DENIED else None
+        raise StoreError(f"State file {path} cannot be used: {reason}.", hint=hint) from error
 
 
 class Database:
@@ -93,13 +97,15 @@ class Database:
         self._connection = connection
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._closed = False
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection under its lock, for single statements.
 
         Raises:
-            StoreError: SQLite failed, or this process is a fork of the one that opened the file.
+            StoreError: SQLite failed, the file was closed, or this process is a fork of the one
+                that opened it.
 
         """
         with self._lock, translated(self.path):
@@ -107,6 +113,11 @@ class Database:
                 raise StoreError(
                     f"State file {self.path} was opened before this process was forked.",
                     hint="Open the state folder again in the new process.",
+                )
+            if self._closed:
+                raise StoreError(
+                    f"State file {self.path} cannot be used: the runtime is closed.",
+                    hint="Open the runtime again.",
                 )
             yield self._connection
 
@@ -157,6 +168,7 @@ class Database:
         """Close the file; a second call does nothing."""
         with self._lock, translated(self.path):
             if os.getpid() == self._pid:
+                self._closed = True
                 self._connection.close()
 
 

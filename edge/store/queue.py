@@ -128,7 +128,7 @@ class Queue:
             if unfinished >= self._max_waiting:
                 raise Busy(
                     f"Task {task!r} cannot be queued: {unfinished} tasks wait already.",
-                    hint="Let the queue drain, or raise max_waiting.",
+                    hint="Run `edge queue retry`, or give up on some with `edge queue drop`.",
                 )
             connection.execute(
                 "INSERT INTO queued (id, task, text, payload, reason, provisional, trace_id, "
@@ -219,6 +219,19 @@ class Queue:
                 return connection.execute(reset).rowcount
             ids = [(task_id,) for task_id in task_ids]
             return sum(connection.execute(f"{reset} AND id = ?", one).rowcount for one in ids)
+
+    def drop(self, ids: Iterable[str] | None = None) -> int:
+        """Delete tasks that wait or were given up, the named ones or all; return how many.
+
+        A task that is being asked for now stays, and so does an answer.
+        """
+        chosen = None if ids is None else json.dumps([*ids])
+        with self._file.transaction() as connection:
+            return connection.execute(
+                "DELETE FROM queued WHERE state IN ('waiting', 'failed') "
+                "AND (? IS NULL OR id IN (SELECT value FROM json_each(?)))",
+                (chosen, chosen),
+            ).rowcount
 
     def prune(self, keep_rows: int) -> int:
         """Drop the oldest done tasks beyond ``keep_rows``; return how many."""

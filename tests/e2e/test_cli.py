@@ -1,12 +1,18 @@
 """The command as people and programs use it."""
 
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+
+from edge.errors import ConfigError, InputError, StoreError
+from edge.runtime import open_runtime
 
 
 def edge(*arguments, state, text=b"", **env):
@@ -58,6 +64,11 @@ def test_run_reads_lines_and_writes_json_lines(tmp_path):
         (("head", "train", "a", "gone.jsonl"), b"", "gone.jsonl"),
         (("models", "verify", "gone"), b"", "gone"),
         (("queue", "retry", "gone"), b"", "Queued task 'gone' does not exist"),
+        (("run", "spam", "hi", "--state", ""), b"", "The state folder is empty"),
+        (("demo", "--state", ""), b"", "The state folder is empty"),
+        (("models", "list", "--state", "~nouser/x"), b"", "The state folder ~nouser/x cannot"),
+        (("doctor", "--state", "a" * 5000), b"", "cannot be one"),
+        (("run", "spam", "hi", "--pack", "a" * 5000), b"", "no pack named"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, arguments, text, words):
@@ -66,6 +77,117 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, arguments, text, wo
     told = " ".join(done.stderr.decode().split())
     assert words in told
     assert "Traceback" not in told
+
+
+CLI = f"{sys.executable} -c 'from edge.cli.main import main; main()'"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="redirections of a POSIX shell")
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("run spam - <&-", 2, "Standard input is closed"),
+        ("run spam hi >&-", 2, "Standard output is closed"),
+        ("run spam hi >&- 2>&-", 2, ""),
+        ("run spam hi >/dev/full", 2, "output cannot be written"),
+        ("run spam hi >/dev/full 2>/dev/full", 2, ""),
+        ("models list >/dev/full", 2, "output cannot be written"),
+        ("doctor >/dev/full", 2, "output cannot be written"),
+        ("--help >/dev/full", 2, "output cannot be written"),
+        ("models list --json | head -1", 0, ""),
+        ("models list | true", 0, ""),
+        ("doctor | true", 0, ""),
+        ("run nothing hi 2>&1 | true", 2, ""),
+    ],
+)
+def test_streams_that_cannot_be_used(tmp_path, line, code, words):
+    if "/dev/full" in line and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    command, _, reader = line.partition(" | ")
+    script = f"{{ {CLI} {command}; echo $? >'{tmp_path}/code'; }}" + (f" | {reader}" * bool(reader))
+    env = {**os.environ, "EDGE_STATE": str(tmp_path), "EDGE_OFFLINE": "1", "EDGE_THREADS": "1"}
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=False, env=env)
+    told = done.stderr.decode()
+    assert (tmp_path / "code").read_text() == f"{code}\n", told
+    assert told.startswith("error: ") == bool(words)
+    assert words in told
+    assert len(told.splitlines()) == bool(words)
+
+
+@pytest.mark.parametrize("tasks", ["{}", "{mood: {kind: classify, model: sms-spam-head}}"])
+def test_a_demo_of_a_pack_without_samples(tmp_path, tasks):
+    pack = tmp_path / "bare.yaml"
+    pack.write_text(f"{{name: bare, version: 1, tasks: {tasks}}}", "utf-8")
+    done = edge("demo", "--pack", str(pack), state=tmp_path)
+    told = " ".join(done.stderr.decode().split())
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "has no samples" in told
+    assert "Traceback" not in told
+
+
+def test_doctor_counts_a_model_that_cannot_be_loaded(tmp_path):
+    folder = tmp_path / "models" / "broken"
+    folder.mkdir(parents=True)
+    (folder / "broken.gguf").write_bytes(b"no model")
+    digest = hashlib.sha256(b"no model").hexdigest()
+    file = {"path": "broken.gguf", "role": "weights", "sha256": digest, "bytes": 8}
+    manifest = {"name": "broken", "kind": "decoder", "engine": "llamacpp", "files": [file]}
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    done = edge("doctor", "--json", state=tmp_path)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert "problem" in found["placements"]["broken"]
+    assert [p for p in found["problems"] if p.startswith("model broken: ")] == found["problems"]
+
+
+def test_a_long_queue_is_listed_and_tried_whole(tmp_path):
+    with open_runtime(state=tmp_path, offline=True) as runtime, runtime.book.transaction():
+        for number in range(103):
+            runtime.book.queue.put(
+                "assistant_intent",
+                text=f"text {number}",
+                payload={},
+                reason="offline",
+                provisional=None,
+                trace_id=f"{number}",
+            )
+    shown = edge("queue", "list", state=tmp_path).stdout.decode()
+    assert shown.splitlines()[-1] == "3 more; --limit 103 shows all."
+    for arguments, rows in (((), 103), (("--limit", "2"), 2), (("--limit", str(2**70)), 103)):
+        done = edge("queue", "list", "--json", *arguments, state=tmp_path)
+        assert len(done.stdout.splitlines()) == rows
+    assert "more" not in edge("queue", "list", "--limit", "103", state=tmp_path).stdout.decode()
+    tried = json.loads(edge("queue", "retry", "--json", state=tmp_path).stdout)
+    assert (tried["waiting"], tried["pausing"]) == (103, 103)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda runtime: runtime.map("spam", "hello"), InputError, "one text, not a list"),
+        (lambda runtime: runtime.map("spam", ["hello", ""]), InputError, "is empty"),
+        (lambda runtime: runtime.map("nope", []), ConfigError, "no task named 'nope'"),
+        (lambda runtime: runtime.embed("abc"), InputError, "one text, not a list"),
+        (lambda runtime: runtime.embed([""]), InputError, "is empty"),
+        (lambda runtime: runtime.embed(["a", b"b"]), InputError, "not text"),
+        (lambda runtime: runtime.embed(["\ud800"]), InputError, "lone surrogate"),
+        (lambda runtime: runtime.embed([], model="nope"), ConfigError, "no model 'nope'"),
+    ],
+)
+def test_several_texts_that_cannot_be_answered(tmp_path, call, error, words):
+    with open_runtime(state=tmp_path, offline=True) as runtime:
+        with pytest.raises(error, match=words):
+            call(runtime)
+        assert runtime.map("spam", []) == runtime.embed([]) == []
+
+
+def test_a_closed_runtime_says_so(tmp_path):
+    runtime = open_runtime(state=tmp_path, offline=True)
+    runtime.close()
+    book, traces = runtime.book, runtime.traces
+    for use in (book.queue.list, book.queue.counts, book.ledger.spent_microusd, traces.summary):
+        with pytest.raises(StoreError, match="the runtime is closed"):
+            use()
 
 
 def test_queue_shows_what_waits_and_keeps_it(tmp_path):
@@ -212,6 +334,7 @@ def test_a_head_is_trained_in_one_command_and_then_answers(tmp_path):
         ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', "same label"),
         ('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n', "single example"),
         ('{"text": "", "label": "x"}\n{"text": "b", "label": "y"}\n', "empty"),
+        ('{"text": "a", "label": "\\ud800"}\n', "surrogate"),
     ],
 )
 def test_examples_that_cannot_be_learned_from(tmp_path, lines, words):
@@ -228,3 +351,25 @@ def test_help_is_there(tmp_path, command):
     done = edge(*command, "--help", state=tmp_path)
     assert done.returncode == 0
     assert b"Usage" in done.stdout
+
+
+def test_queue_drop_gives_up_what_waits(tmp_path):
+    for _ in range(2):
+        edge("run", "assistant_intent", "what do you get if you cross two whales", state=tmp_path)
+    assert edge("queue", "drop", state=tmp_path).returncode == 2
+    first = json.loads(edge("queue", "list", "--json", state=tmp_path).stdout.splitlines()[0])
+    assert b"1 dropped" in edge("queue", "drop", first["id"][:8], state=tmp_path).stdout
+    assert edge("queue", "drop", "nosuch", state=tmp_path).returncode == 2
+    done = edge("queue", "drop", "--all", "--json", state=tmp_path)
+    assert json.loads(done.stdout) == {"dropped": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("banking77", "banking77-head"), ("sms-spam", "sms-spam"), ("spam", "task")]
+)
+def test_a_head_cannot_take_a_shipped_name(tmp_path, name, words):
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"text": "a", "label": "x"}\n')
+    done = edge("head", "train", name, str(examples), state=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr.decode()

@@ -170,6 +170,17 @@ def test_a_model_that_fails_before_any_text_ends_as_in_run(tmp_path, prompt_toke
         assert runtime.traces.summary()["count"] == 2
 
 
+def test_a_full_queue_costs_no_answer(tmp_path):
+    with edge.open(state=tmp_path, offline=True, threads=1) as opened:
+        opened.book.queue._max_waiting = 1
+        text = "what is the airspeed velocity of an unladen swallow"
+        first, second = (opened.run("assistant_intent", text) for _ in range(2))
+        assert (first.reasons[-1], first.provisional) == (edge.Reason.QUEUED, True)
+        assert (second.reasons[-1], second.provisional) == (edge.Reason.QUEUE_FULL, False)
+        assert second.value == first.value
+        assert second.task_id is None
+
+
 def test_a_trace_is_kept_without_the_text(runtime):
     result = runtime.run("spam", "see you at noon then")
     trace = runtime.traces.get(result.trace_id)

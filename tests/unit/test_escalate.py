@@ -305,6 +305,11 @@ def test_named_tasks_are_drained_alone(world, folder):
         ("{}", None),
         ("", None),
         ("[" * 100_000, None),
+        ('{"day": "friday", "n": NaN}', None),
+        ('{"day": "friday", "n": -Infinity}', None),
+        ('{"day": "friday", "n": 1e999}', None),
+        ('{"day": "\\ud83d"}', None),
+        ('{"day": "friday", "\\udc00": 1}', None),
     ],
 )
 def test_an_extracted_answer_fits_the_schema_or_is_none(world, folder, text, value):
@@ -317,3 +322,34 @@ def test_an_extracted_answer_fits_the_schema_or_is_none(world, folder, text, val
         assert sent["response_format"]["json_schema"]["schema"] == SCHEMA
         assert json.dumps(SCHEMA) in sent["messages"][0]["content"]
         assert sent["messages"][1] == {"role": "user", "content": TEXT}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "reason"),
+    [
+        ({"type": "null"}, "null", Reason.ESCALATED),
+        ({}, "null", Reason.ESCALATED),
+        ({}, "card_arrival", Reason.INVALID_OUTPUT),
+        ({"type": "null"}, "card_arrival", Reason.INVALID_OUTPUT),
+        ({}, "", Reason.INVALID_OUTPUT),
+    ],
+)
+def test_an_answer_of_null_is_one_and_a_text_that_is_not_json_is_none(
+    world, folder, schema, text, reason
+):
+    world.script = [completion(text)]
+    tasks = {"when": {**PACK["tasks"]["when"], "output_schema": schema}}
+    with world.runtime(folder, tasks=tasks) as runtime:
+        result = runtime.run("when", TEXT)
+        assert (result.value, result.reasons[1]) == (None, reason)
+        assert (result.route is Route.CLOUD) is (reason is Reason.ESCALATED)
+        assert result.task_id is None
+
+
+def test_a_pool_is_never_asked_for_a_vector(world, folder):
+    tasks = {"vector": {"kind": "embed", "privacy": {"allow_cloud": "raw"}}}
+    with world.runtime(folder, tasks=tasks) as runtime:
+        result = runtime.run("vector", TEXT)
+        assert (result.route, result.value, result.task_id) == (Route.DEFERRED, None, None)
+        assert result.reasons == (Reason.NO_LOCAL_MODEL, Reason.NO_POOL)
+    assert world.requests == []

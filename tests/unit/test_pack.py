@@ -4,9 +4,11 @@ import textwrap
 
 import pytest
 
-from edge.errors import ConfigError, EdgeError
-from edge.pack import find_pack, load_pack
+from edge.errors import ConfigError, EdgeError, InputError
+from edge.pack import find_pack, limit_memory, load_pack, read_yaml
+from edge.roster import model_store
 from edge.task import spaced
+from edge.types import SamplingParams
 
 GOOD = """
 name: shop
@@ -71,11 +73,93 @@ def test_sections_give_defaults_and_may_be_upper_case(tmp_path):
         (GOOD.replace("mood-head", "m, sampling: {temprature: 1}"), "temprature"),
         (GOOD.replace("mood-head", "m, output_schema: gone.json"), "gone.json"),
         (GOOD + "pools: {p: {base_url: 'ftp://x', model: m}}\n", "pools.p"),
+        (GOOD + "? [a, b]\n: 1\n", "not a YAML"),
+        (GOOD + "? {a: b}\n: 1\n", "not a YAML"),
+        (GOOD + "colour: !!bool foo\n", "does not fit its tag !!bool.*line 6"),
+        (GOOD + "colour: !!timestamp foo\n", "!!timestamp"),
+        (GOOD + 'colour: !!int ""\n', "!!int"),
+        (GOOD + "<<: 5\n", "not a YAML"),
+        (GOOD + "routing: 5\n", "at routing: it must hold keys and values, not int.*keep_above"),
+        (GOOD + "PRIVACY: raw\n", "at privacy: .*not str"),
+        (GOOD + "task_budgets: [1]\n", "at task_budgets: .*not list"),
+        (GOOD + "routing: {keep_abov: 1}\n", "at routing.keep_abov: unknown key"),
+        ("{name: shop, version: 1, routing: {keep_above: 3}, tasks: {}}", "routing.keep_above"),
+        (GOOD + "memory: {budget_mb: 1.0e+300}\n", "memory.budget_mb"),
+        (GOOD.replace("mood-head", "m, sampling: {penalty_last_n: 100000000}"), "penalty_last_n"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words):
         load_pack(pack_of(tmp_path, text))
+
+
+def test_an_empty_section_gives_no_defaults(tmp_path):
+    assert load_pack(pack_of(tmp_path, GOOD + "routing:\n")).tasks["mood"].routing.keep_above == 0.7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {k: 1, m: 2}\nb: {<<: *a, k: 3}\n",
+        "a: &a {k: 3, m: 2}\nb: {<<: *a}\n",
+        "a: {i: &i {k: 1, m: 2}, j: &j {<<: *i, k: 3}}\nb: {<<: *j}\n",
+        "a: [&i {k: 3}, &j {m: 2, k: 4}]\nb: {<<: [*i, *j]}\n",
+    ],
+)
+def test_merge_keys_take_over_what_is_not_given(tmp_path, text):
+    assert read_yaml(pack_of(tmp_path, text))["b"] == {"k": 3, "m": 2}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", '"\\', "\x00"])
+def test_a_schema_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "schema.json").write_text(content, "utf-8")
+    text = GOOD.replace("mood-head", "m, output_schema: schema.json")
+    with pytest.raises(ConfigError, match=r"output_schema .*schema\.json"):
+        load_pack(pack_of(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 5000, "./" + "a" * 5000, "a\0b", "./a\0.yaml", "\udcff", ""]
+)
+def test_a_pack_that_cannot_be(name):
+    with pytest.raises(ConfigError, match="pack") as caught:
+        find_pack(name)
+    assert len(str(caught.value)) < 250
+    assert str(caught.value).isprintable()
+
+
+def test_a_model_folder_that_cannot_be(tmp_path):
+    for folder in ("a" * 5000, "a\\0b"):
+        pack = load_pack(pack_of(tmp_path, GOOD + f'models: {{m: {{folder: "{folder}"}}}}\n'))
+        with pytest.raises(ConfigError, match="Model m of pack shop is not in"):
+            model_store(pack, tmp_path)
+
+
+@pytest.mark.parametrize("memory_mb", [0, -1, 1.1e9, 1e300, float("nan"), float("inf")])
+def test_a_memory_budget_that_cannot_be(tmp_path, memory_mb):
+    with pytest.raises(ConfigError, match="memory_mb"):
+        limit_memory(load_pack(pack_of(tmp_path, GOOD)), memory_mb)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("penalty_last_n", value) for value in (-1, 2**24 + 1, 2**70, "many")),
+        *(("dry_last_n", value) for value in (-1, 2**24 + 1)),
+        *(("dry_allowed_length", value) for value in (0, 2**24 + 1)),
+        *(("logit_bias", value) for value in (((-1, 1.0),), ((2**31, 1.0),), ((1,),), 5)),
+        ("frequency_penalty", 10**400),
+    ],
+)
+def test_sampling_outside_its_range(name, value):
+    with pytest.raises(InputError, match=f"Sampling parameter {name} is"):
+        SamplingParams(**{name: value})
+
+
+def test_sampling_at_the_ends_of_its_range():
+    most = 2**24
+    SamplingParams(penalty_last_n=most, dry_last_n=most, dry_allowed_length=most)
+    SamplingParams(logit_bias=((0, 1.0), (2**31 - 1, float("-inf"))))
 
 
 def test_a_pack_that_is_not_utf8_or_too_large(tmp_path):

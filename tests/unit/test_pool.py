@@ -395,7 +395,10 @@ def test_arguments_that_cannot_be_sent(world, wrong):
 
 @pytest.mark.parametrize(
     "base_url",
-    ["http:///v1", "http://:80/v1", "http://h:0/v1", "http://h:80800/v1", "http://h:99999999/v1"],
+    [
+        *("http:///v1", "http://:80/v1", "http://h:0/v1", "http://h:80800/v1"),
+        *("http://h:99999999/v1", "http://xn--a/v1", "http://xn--/v1"),
+    ],
 )
 def test_a_base_url_that_is_no_address(world, base_url):
     with pytest.raises(ConfigError, match="base_url of pool gpu"):

@@ -233,3 +233,13 @@ def test_cost_and_answer_are_one_change(book):
     settle({"value": "ham"})
     assert book.ledger.spent_microusd() == 7
     assert book.queue.get(task_id).result == {"value": "ham"}
+
+
+def test_drop_deletes_what_waits_and_keeps_answers(book):
+    ids = [put(book.queue, f"t{at}") for at in range(3)]
+    (claimed,) = book.queue.claim()
+    book.queue.complete(claimed.id, {"value": 1})
+    rest = [each for each in ids if each != claimed.id]
+    assert book.queue.drop([rest[0], claimed.id]) == 1
+    assert book.queue.drop() == 1
+    assert [task.id for task in book.queue.list()] == [claimed.id]

@@ -44,6 +44,14 @@ def test_plan(allow, now, blocked, may_queue):
     assert (found.cloud_blocked, found.may_queue) == (blocked, may_queue)
 
 
+@pytest.mark.parametrize("draft", [None, DRAFT])
+def test_a_vector_is_never_asked_of_a_pool(draft):
+    task = TaskSpec(kind="embed", privacy=Privacy(allow_cloud="raw"))
+    found = decide(task, plan(task, ONLINE), draft, verdict(valid=False))
+    assert (found.action, found.queue) == (Action.DEFER, False)
+    assert found.reasons[-1] is Reason.NO_POOL
+
+
 @pytest.mark.parametrize(
     ("task", "draft", "judged", "now", "action", "queue", "reason"),
     [
