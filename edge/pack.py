@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, tuple[str, type[BaseModel]]] = {
 }
 _MAX_BYTES = 1_000_000
 _MERGE = "tag:yaml.org,2002:merge"
+_EQUALS, _TEXT = "tag:yaml.org,2002:value", "tag:yaml.org,2002:str"
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -44,6 +45,33 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Resolve merge keys as YAML has them: what is given wins, then the earlier source.
+
+        PyYAML 6.0.4 takes the wrong one of two values where a source has merged another.
+        """
+        pairs = [pair for pair in node.value if pair[0].tag != _MERGE]
+        given = {(key.tag, key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode)}
+        taken: list[tuple[yaml.Node, yaml.Node]] = []
+        for key, _ in pairs:
+            if key.tag == _EQUALS:
+                key.tag = _TEXT
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                continue
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise yaml.MarkedYAMLError(
+                        problem="only mappings can be merged", problem_mark=source.start_mark
+                    )
+                self.flatten_mapping(source)
+                for entry in source.value:
+                    name = (entry[0].tag, str(entry[0].value))
+                    if name not in given:
+                        given.add(name)
+                        taken.append(entry)
+        node.value = [*taken, *pairs]
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT002
         try:

@@ -104,6 +104,7 @@ def test_an_empty_section_gives_no_defaults(tmp_path):
         "a: &a {k: 3, m: 2}\nb: {<<: *a}\n",
         "a: {i: &i {k: 1, m: 2}, j: &j {<<: *i, k: 3}}\nb: {<<: *j}\n",
         "a: [&i {k: 3}, &j {m: 2, k: 4}]\nb: {<<: [*i, *j]}\n",
+        "a: [&i {k: 1}, &j {<<: *i, m: 2, k: 3}]\nb: {<<: [*j, *i]}\n",
     ],
 )
 def test_merge_keys_take_over_what_is_not_given(tmp_path, text):
