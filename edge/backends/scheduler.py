@@ -210,7 +210,10 @@ class Scheduler:
                 if not self._active:
                     return request.ready
                 polled = self._prepare()
+                before = self._engine.steps
                 self._engine.run(request, 1 if polled else _STEPS)
+                if self._engine.steps > before:
+                    self._shared.settle()
                 self._reap()
         return True
 
@@ -287,7 +290,12 @@ class _Shared:
         self._engine = engine
         self._free = list(spare)
         self._kept: OrderedDict[tuple[int, ...], int] = OrderedDict()
+        self._lent: set[int] = set()
         self._prefixes = prefixes
+
+    def settle(self) -> None:
+        """Note that a forward pass has been: what was copied before it is in its place."""
+        self._lent.clear()
 
     def begin(self, ticket: Ticket, sequence: int) -> int:
         """Fill a new sequence as far as its prefix is known; return how many tokens it holds."""
@@ -298,6 +306,7 @@ class _Shared:
             ticket.request.set_boundary(len(tokens))
             return 0
         self._kept.move_to_end(tokens)
+        self._lent.add(self._kept[tokens])
         self._engine.copy_sequence(self._kept[tokens], sequence, len(tokens))
         return len(tokens)
 
@@ -315,7 +324,10 @@ class _Shared:
             self._prefixes.save(tokens, request.sequence)
 
     def _restore(self, tokens: tuple[int, ...]) -> bool:
-        if self._prefixes is None:
+        # A snapshot is written at once, a copy only in the next forward pass: what others are still
+        # to be copied from must not be overwritten.
+        oldest = next(iter(self._kept.values()), -1)
+        if self._prefixes is None or (not self._free and oldest in self._lent):
             return False
         target = self._room()
         if self._prefixes.load(tokens, target):

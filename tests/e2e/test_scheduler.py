@@ -285,6 +285,36 @@ def test_a_shared_beginning_changes_no_text(tmp_path):
         assert decoder.scheduler._shared._kept
 
 
+def test_a_snapshot_never_overwrites_what_is_still_to_be_copied(tmp_path):
+    starts = [[at + 20, *range(300, 340)] for at in range(3)]
+    ends = [[5], [6], [7]]
+
+    def ticket(decoder, at):
+        sampler = Sampler(SamplingParams(), decoder.info.vocab_size)
+        request = Request(sampler, starts[at] + ends[at], 8)
+        return Ticket(request, prefix=tuple(starts[at]))
+
+    def alone(decoder, at):
+        return generate(decoder, starts[at] + ends[at], params=SamplingParams(), max_tokens=8)
+
+    def read(decoder, at):
+        list(decoder.scheduler.stream(ticket(decoder, at)))
+
+    with opened_for(snapshots=tmp_path) as decoder:
+        plain = [alone(decoder, at).tokens for at in range(3)]
+        for at in (2, 0, 1):  # the last two stay in memory, the first only on disk
+            read(decoder, at)
+        tickets = [ticket(decoder, at) for at in range(3)]
+        for one in tickets:
+            decoder.scheduler._enqueue(one)
+        for one in tickets:
+            decoder.scheduler._advance(one)
+        while any(one.request.finish is None for one in tickets):
+            for one in tickets:
+                decoder.scheduler._advance(one)
+        assert [one.request.tokens for one in tickets] == plain
+
+
 @pytest.mark.parametrize(
     "harm",
     [
