@@ -78,7 +78,7 @@ cdef class Sampler:
     cdef double dry_multiplier, dry_base
     cdef Py_ssize_t dry_allowed
     cdef size_t top_k
-    cdef bint penalised, cuts
+    cdef bint cuts
 
     cdef _choose(self, instruction_set)
     cdef _read(self, params)

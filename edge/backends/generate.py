@@ -23,15 +23,11 @@ from numpy.typing import NDArray
 from edge._native.engine import Request
 from edge._native.sampling import Sampler
 from edge.backends.base import Decoder, DecoderSequence
-from edge.backends.scheduler import Scheduler, Ticket
+from edge.backends.scheduler import Allowed, Forced, Scheduler, Ticket
 from edge.errors import InputError
 from edge.types import SamplingParams, TokenStats, Usage
 
 Finish = Literal["stop", "length", "cancelled"]
-Allowed = Callable[[Sequence[int]], NDArray[np.uint32] | None]
-"""From the tokens generated so far to the mask of the next one, or ``None`` for any token."""
-Forced = Callable[[Sequence[int]], Sequence[int]]
-"""From the tokens generated so far, at least one, to those that must follow, maybe none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,10 @@ _STEPS = 256
 _PATIENCE_S = 0.05
 _USUAL_S = 0.5
 
-Mask = Callable[[Sequence[int]], NDArray[np.uint32] | None]
+Allowed = Callable[[Sequence[int]], NDArray[np.uint32] | None]
+"""From the tokens generated so far to the mask of the next one, or ``None`` for any token."""
 Forced = Callable[[Sequence[int]], Sequence[int]]
+"""From the tokens generated so far, at least one, to those that must follow, maybe none."""
 
 
 class Sequences(Protocol):
@@ -74,7 +76,7 @@ class Ticket:
     """
 
     request: Request
-    allowed: Mask | None = None
+    allowed: Allowed | None = None
     forced: Forced | None = None
     cancel: Callable[[], bool] | None = None
     prefix: tuple[int, ...] = ()

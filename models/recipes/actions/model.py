@@ -90,11 +90,7 @@ class Actions(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Return the last layer's normed states, ``[batch, length, width]``."""
-        length = tokens.shape[1]
-        x = self.dropout(self.token_embd(tokens))
-        for block in self.blocks:
-            x = block(x, self.cosine[:length], self.sine[:length])
-        return self.output_norm(x)
+        return self.states(tokens, 0)[0]
 
     def states(self, tokens: Tensor, tag_layer: int) -> tuple[Tensor, Tensor]:
         """Return the last layer's normed states and those after ``tag_layer`` layers."""
