@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.answering import grammar_of, matcher_of, parsed, problem_of, read_prompt
-from edge.backends.base import Decoder, Encoder
+from edge.backends.base import Decoder, Encoder, ModelInfo
 from edge.backends.generate import Generation, generate, stream
 from edge.backends.heads import Head, HeadOutput
 from edge.backends.residency import Residency
@@ -57,6 +60,15 @@ class LocalTask:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grammar", grammar_of(self.name, self.spec))
+
+
+class _Read(NamedTuple):
+    """Texts as an encoder read them: ``counts`` tokens each, of which ``limit`` at most."""
+
+    info: ModelInfo
+    limit: int
+    counts: list[int]
+    vectors: NDArray[np.float32]
 
 
 class LocalModels:
@@ -170,22 +182,18 @@ class LocalModels:
         name = self._model(task)
         manifest = self.loader.of_kind(name, "head")
         reference = manifest.encoder
-        with self.encoder(reference.name if reference else name) as encoder:
-            info = encoder.info
-            limit = min(task.spec.budget.max_input_tokens, info.context)
-            (vector,) = encoder.embed([text], max_tokens=limit)
-            count = min(encoder.count_tokens(text), limit)
+        read = self._embedded(task, reference.name if reference else name, [text])
         with self.head(name) as head:
-            output = head.predict(vector)
+            output = head.predict(read.vectors[0])
             shares = [float(share) for share in output.probabilities]
             return Choice(
                 value=output.label,
                 distribution=dict(zip(head.labels, shares, strict=True)),
                 log_mass=0.0,
                 model=name,
-                digest=_joint_digest(info.digest, manifest.digest),
-                device=info.device,
-                tokens_in=count,
+                digest=_joint_digest(read.info.digest, manifest.digest),
+                device=read.info.device,
+                tokens_in=min(read.counts[0], read.limit),
             )
 
     def _chosen(self, task: LocalTask, text: str) -> Draft:
@@ -242,17 +250,14 @@ class LocalModels:
         name = self._model(task)
         manifest = self._store.manifest(name)
         # One lease at a time: under a small budget the head may need the encoder's room.
-        with self.encoder(manifest.encoder.name if manifest.encoder else name) as encoder:
-            info = encoder.info
-            counts = [encoder.count_tokens(text) for text in texts]
-            limit = min(task.spec.budget.max_input_tokens, info.context)
-            vectors = encoder.embed(texts, max_tokens=limit)
+        read = self._embedded(task, manifest.encoder.name if manifest.encoder else name, texts)
+        info, limit = read.info, read.limit
         digest, calibrated = info.digest, False
-        values: list[Json] = [[float(x) for x in vector] for vector in vectors]
+        values: list[Json] = [[float(x) for x in vector] for vector in read.vectors]
         outputs: list[HeadOutput | None] = [None] * len(texts)
         if manifest.kind == "head":
             with self.head(name) as head:
-                outputs = [head.predict(vector) for vector in vectors]
+                outputs = [head.predict(vector) for vector in read.vectors]
                 calibrated = head.calibrated_for(info.digest)
             digest = _joint_digest(info.digest, manifest.digest)
             values = [output.label for output in outputs if output is not None]
@@ -267,8 +272,15 @@ class LocalModels:
                 confidence=output.confidence if output and calibrated else None,
                 truncated=count > limit,
             )
-            for value, output, count in zip(values, outputs, counts, strict=True)
+            for value, output, count in zip(values, outputs, read.counts, strict=True)
         ]
+
+    def _embedded(self, task: LocalTask, encoder: str, texts: Sequence[str]) -> _Read:
+        """Embed texts as far as the task's budget and the encoder read them."""
+        with self.encoder(encoder) as model:
+            limit = min(task.spec.budget.max_input_tokens, model.info.context)
+            counts = [model.count_tokens(text) for text in texts]
+            return _Read(model.info, limit, counts, model.embed(texts, max_tokens=limit))
 
     def _generate(self, task: LocalTask, text: str) -> Draft:
         with self.decoder(self._model(task)) as decoder:

@@ -102,7 +102,7 @@ class _Run:
         self, prompt: Sequence[int], asked: Sequence[tuple[Question, list[Node]]]
     ) -> list[list[float]]:
         """Return every question's scores."""
-        self._read(prompt, 0, 0, last=False)
+        self._read(prompt[:-1], 0, 0, last=False)
         found: list[list[float]] = []
         for question, nodes in asked:
             scores = [0.0] * len(question.labels)
@@ -117,12 +117,13 @@ class _Run:
     def _question(
         self, prompt: Sequence[int], question: Question, nodes: list[Node]
     ) -> list[float]:
-        """Read one question's suffix and trie; the prompt's cells are shared, not copied."""
+        """Read the prompt's last token, a question's suffix and its trie, and forget them again.
+
+        The cells of the prompt are shared with every label, not copied.
+        """
         known: dict[int, dict[int, float]] = {}
-        tail = [*prompt[-1:], *question.suffix]
         start = len(prompt) - 1
-        self._lib.llama_memory_seq_rm(self._memory, 0, start, -1)
-        row = self._read(tail, start, 0, last=True)
+        row = self._read([*prompt[-1:], *question.suffix], start, 0, last=True)
         self._keep(known, nodes, 0, row)
         base = len(prompt) + len(question.suffix)
         for label in range(len(question.labels)):
@@ -138,7 +139,7 @@ class _Run:
                 self._keep(known, nodes, index, self._address(place))
         for label in range(len(question.labels)):
             self._lib.llama_memory_seq_rm(self._memory, label + 1, -1, -1)
-        self._lib.llama_memory_seq_rm(self._memory, 0, len(prompt), -1)
+        self._lib.llama_memory_seq_rm(self._memory, 0, start, -1)
         return bounded_scores(question, nodes, known)
 
     def _keep(
