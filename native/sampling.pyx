@@ -24,7 +24,11 @@ cdef size_t SUM_BLOCK = 1024
 cdef size_t BLOCK = 256
 cdef size_t SMALL = 8192
 cdef double TOO_FAR = 20.0
+cdef double COLD = 1e-6
 cdef int DRY_LONGEST = 64
+cdef float FLAT_REACH = 8.0
+cdef size_t FLAT_BLOCKS = 16
+cdef int FLAT_TRIES = 4
 
 
 def instruction_sets():
@@ -157,6 +161,10 @@ cdef class Sampler:
             self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
             or self.top_n_sigma > 0.0 or self.xtc_probability > 0.0 or self.dynamic_range > 0.0
         )
+        self.only_top_p = self.top_p < 1.0 and self.temperature >= COLD and not (
+            self.top_k > 0 or self.min_p > 0.0 or self.typical_p < 1.0 or self.top_n_sigma > 0.0
+            or self.xtc_probability > 0.0 or self.dynamic_range > 0.0
+        )
         self.n_bias = len(params.logit_bias)
 
     cdef _allocate(self):
@@ -166,6 +174,7 @@ cdef class Sampler:
         self.own = <float *>malloc(self.blocks * sizeof(float))
         self.spare = <float *>malloc((max(self.blocks, min(n, SMALL)) + most) * sizeof(float))
         self.masses = <double *>malloc(self.sum_blocks * sizeof(double))
+        self.before = <double *>malloc(self.sum_blocks * sizeof(double))
         self.found = <edge_candidate *>malloc((n + most) * sizeof(edge_candidate))
         self.changed = <edge_candidate *>malloc(most * sizeof(edge_candidate))
         self.bias_tokens = <int32_t *>malloc((self.n_bias + 1) * sizeof(int32_t))
@@ -174,9 +183,9 @@ cdef class Sampler:
         self.breaker = <uint8_t *>calloc(n, 1)
         self.counts = <int32_t *>calloc(n, sizeof(int32_t))
         self.history = <int32_t *>malloc((self.keeps + 1) * sizeof(int32_t))
-        if not (self.maxima and self.own and self.spare and self.masses and self.found
-                and self.changed and self.bias_tokens and self.bias_values and self.touched
-                and self.breaker and self.counts and self.history):
+        if not (self.maxima and self.own and self.spare and self.masses and self.before
+                and self.found and self.changed and self.bias_tokens and self.bias_values
+                and self.touched and self.breaker and self.counts and self.history):
             raise MemoryError
 
     cdef _read_tokens(self, params):
@@ -194,6 +203,7 @@ cdef class Sampler:
         free(self.own)
         free(self.spare)
         free(self.masses)
+        free(self.before)
         free(self.found)
         free(self.other)
         free(self.changed)
@@ -332,6 +342,8 @@ cdef class Sampler:
             token = self._best(row)
         elif self.mirostat_tau > 0.0:
             token = self._mirostat(row)
+        elif self.only_top_p and self._is_flat(row):
+            token = self._from_most(row)
         elif self.cuts:
             token = self._from_few(row)
         else:
@@ -498,19 +510,20 @@ cdef class Sampler:
         cdef float floor = -INFINITY
         cdef size_t count, first = 0
         cdef bint whole = self.top_k == 0 and self.typical_p == 1.0
-        cdef double total
+        cdef double total = -1.0
         if self.top_n_sigma > 0.0:
             floor = self._sigma_floor(row)
             whole = False
         if self.top_k > 0:
             floor = max(floor, self._kth(row))
-        if whole and self.min_p > 0.0 and self.top_p == 1.0:
+        if whole and self.min_p > 0.0:
             floor = self._min_floor(row.top)
-        if whole and self.top_p < 1.0:
+            if self.top_p < 1.0:
+                total = self._mass(row, 1.0)
+        if whole and self.min_p == 0.0 and self.top_p < 1.0:
             count = self._holding(row, &total)
         else:
             count = self._collect(row, floor)
-            total = -1.0
         if self.top_k > 0 and count > self.top_k:
             edge_keep_best(c, count, self.top_k)
             count = self.top_k
@@ -526,6 +539,56 @@ cdef class Sampler:
         if self.xtc_probability > 0.0:
             first = self._exclude_top(c, count)
         return self._pick(c + first, count - first, self._heat(c + first, count - first))
+
+    cdef bint _is_flat(self, Row *row) noexcept nogil:
+        """Whether most blocks have a token near the best: top-p alone would keep thousands."""
+        cdef size_t b, near = 0
+        for b in range(self.blocks):
+            near += self.maxima[b] > row.best - FLAT_REACH
+        return self.blocks >= FLAT_BLOCKS and 4 * near > 3 * self.blocks
+
+    cdef int64_t _from_most(self, Row *row) noexcept nogil:
+        """Draw from every token until top-p would keep the one drawn: a pass each, no sorting.
+
+        Rejection leaves the distribution as it is; after a few tries the candidates are sorted
+        after all.
+        """
+        cdef float scale = <float>(1.0 / self.temperature)
+        cdef double mass = self._mass(row, 1.0)
+        cdef double tempered = mass if scale == 1.0 else self._mass(row, scale)
+        cdef int64_t token
+        cdef int _try
+        for _try in range(FLAT_TRIES):
+            token = self._walk(row, self._uniform() * tempered, scale)
+            if self._before(row, token) < self.top_p * mass:
+                return token
+        return self._from_few(row)
+
+    cdef double _before(self, Row *row, int64_t token) noexcept nogil:
+        """The mass of the tokens better than one, in the unit of ``_mass(row, 1.0)``.
+
+        ``masses`` keeps what it holds.
+        """
+        cdef double *kept = self.masses
+        cdef double total = 0.0
+        cdef size_t b
+        cdef float value = self._logit(row, token)
+        self.masses = self.before
+        self.kernels.before(
+            row.x, self.vocab_size, value, token, row.top, 1.0, row.allowed, self.own, self.before
+        )
+        self._patch(row, value, token, row.top, 1.0)
+        self.masses = kept
+        for b in range(self.sum_blocks):
+            total += self.before[b]
+        return total
+
+    cdef float _logit(self, Row *row, int64_t token) noexcept nogil:
+        cdef size_t i
+        for i in range(self.n_changed):
+            if self.changed[i].token == token:
+                return self.changed[i].logit
+        return row.x[token]
 
     cdef float _sigma_floor(self, Row *row) noexcept nogil:
         cdef edge_spread spread
@@ -596,33 +659,42 @@ cdef class Sampler:
 
         Leaves every sum block's share, in the same unit, in ``masses``.
         """
-        cdef edge_sums sums
         cdef float best = row.top
         cdef double total = 0.0, unit = 1.0
-        cdef size_t i, b
+        cdef size_t b
         if scale == 1.0 and row.summed and row.best - row.top < TOO_FAR:
             best = row.best
             unit = exp(<double>row.best - <double>row.top)
         else:
-            self.kernels.sums(
-                row.x, self.vocab_size, best, scale, row.allowed, self.masses, &sums
+            self.kernels.before(
+                row.x, self.vocab_size, -INFINITY, self.vocab_size, best, scale, row.allowed, NULL,
+                self.masses,
             )
-            row.summed = False
-        for i in range(self.n_changed):
-            self._sum_block(row, self.changed[i].token // SUM_BLOCK, best, scale)
+        row.summed = False
+        self._patch(row, -INFINITY, self.vocab_size, best, scale)
         for b in range(self.sum_blocks):
             self.masses[b] *= unit
             total += self.masses[b]
         return total
 
-    cdef void _sum_block(self, Row *row, size_t block, float best, float scale) noexcept nogil:
+    cdef void _patch(self, Row *row, float value, size_t token, float best,
+                     float scale) noexcept nogil:
+        """Sum the blocks again that hold a changed token."""
         cdef float part[1024]
-        cdef edge_sums sums
-        cdef size_t start = block * SUM_BLOCK, size = self._patched(row, block, part)
-        self.kernels.sums(
-            part, size, best, scale, NULL if row.allowed == NULL else row.allowed + start // 32,
-            &self.masses[block], &sums,
-        )
+        cdef size_t i, block, start, size, at, done = self.sum_blocks
+        for i in range(self.n_changed):
+            block = <size_t>self.changed[i].token // SUM_BLOCK
+            if block == done:
+                continue
+            done = block
+            start = block * SUM_BLOCK
+            size = self._patched(row, block, part)
+            at = token - start if token > start else 0
+            self.kernels.before(
+                part, size, value, at, best, scale,
+                NULL if row.allowed == NULL else row.allowed + start // 32, NULL,
+                &self.masses[block],
+            )
 
     cdef size_t _patched(self, Row *row, size_t block, float *part) noexcept nogil:
         """Copy one sum block with the changed logits in their places; return its size."""
@@ -636,7 +708,12 @@ cdef class Sampler:
     cdef int64_t _from_all(self, Row *row) noexcept nogil:
         """Draw from every possible token, in the vocabulary's order."""
         cdef float scale = <float>(1.0 / self.temperature)
-        cdef double aim = self._uniform() * self._mass(row, scale), held = 0.0
+        cdef double total = self._mass(row, scale)
+        return self._walk(row, self._uniform() * total, scale)
+
+    cdef int64_t _walk(self, Row *row, double aim, float scale) noexcept nogil:
+        """Return the token at which the masses reach ``aim``, in the vocabulary's order."""
+        cdef double held = 0.0
         cdef size_t block = 0, size, i
         cdef float part[1024]
         cdef int64_t last = -1
@@ -733,7 +810,7 @@ cdef class Sampler:
         """Draw by inverse distribution over the candidates, the best first."""
         if count == 0:
             return -3
-        if heat < 1e-6:
+        if heat < COLD:
             edge_keep_best(c, count, 1)
             return c[0].token
         self.kernels.weigh(c, count, _highest(c, count), <float>(1.0 / heat))

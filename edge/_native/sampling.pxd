@@ -24,6 +24,9 @@ cdef extern from "row/kernels.h" nogil:
         int (*maxima)(const float *x, size_t n, const uint32_t *allowed, float *out) noexcept nogil
         void (*sums)(const float *x, size_t n, float best, float scale, const uint32_t *allowed,
                      double *blocks, edge_sums *out) noexcept nogil
+        void (*before)(const float *x, size_t n, float value, size_t token, float best,
+                       float scale, const uint32_t *allowed, const float *maxima,
+                       double *blocks) noexcept nogil
         size_t (*collect)(const float *x, size_t n, float floor, const float *maxima,
                           const uint32_t *allowed, const uint8_t *touched,
                           edge_candidate *out) noexcept nogil
@@ -59,6 +62,7 @@ cdef class Sampler:
     cdef float *own             # of what is allowed and not changed
     cdef float *spare
     cdef double *masses
+    cdef double *before         # as masses, of the tokens better than one
     cdef edge_candidate *found
     cdef edge_candidate *other  # only for typical; made when needed
     cdef edge_candidate *changed
@@ -78,7 +82,7 @@ cdef class Sampler:
     cdef double dry_multiplier, dry_base
     cdef Py_ssize_t dry_allowed
     cdef size_t top_k
-    cdef bint cuts
+    cdef bint cuts, only_top_p
 
     cdef _choose(self, instruction_set)
     cdef _read(self, params)
@@ -101,6 +105,10 @@ cdef class Sampler:
     cdef void _forget(self) noexcept nogil
     cdef int64_t _best(self, Row *row) noexcept nogil
     cdef int64_t _from_few(self, Row *row) noexcept nogil
+    cdef bint _is_flat(self, Row *row) noexcept nogil
+    cdef int64_t _from_most(self, Row *row) noexcept nogil
+    cdef double _before(self, Row *row, int64_t token) noexcept nogil
+    cdef float _logit(self, Row *row, int64_t token) noexcept nogil
     cdef float _sigma_floor(self, Row *row) noexcept nogil
     cdef float _kth(self, Row *row) noexcept nogil
     cdef float _kth_of_all(self, Row *row) noexcept nogil
@@ -108,9 +116,11 @@ cdef class Sampler:
     cdef size_t _collect(self, Row *row, float floor) noexcept nogil
     cdef size_t _holding(self, Row *row, double *total) noexcept nogil
     cdef double _mass(self, Row *row, float scale) noexcept nogil
-    cdef void _sum_block(self, Row *row, size_t block, float best, float scale) noexcept nogil
+    cdef void _patch(self, Row *row, float value, size_t token, float best,
+                     float scale) noexcept nogil
     cdef size_t _patched(self, Row *row, size_t block, float *part) noexcept nogil
     cdef int64_t _from_all(self, Row *row) noexcept nogil
+    cdef int64_t _walk(self, Row *row, double aim, float scale) noexcept nogil
     cdef size_t _typical(self, size_t count) noexcept nogil
     cdef size_t _exclude_top(self, edge_candidate *c, size_t count) noexcept nogil
     cdef double _heat(self, edge_candidate *c, size_t count) noexcept nogil

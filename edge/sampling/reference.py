@@ -23,6 +23,8 @@ Tokens = NDArray[np.intp]
 _WORD = 2**64
 _DRY_LONGEST = 64
 _COLD = 1e-6
+_BLOCK = 256
+_FLAT_REACH, _FLAT_BLOCKS, _FLAT_TRIES = 8.0, 16, 4
 
 
 class Xoshiro:
@@ -195,6 +197,9 @@ class ReferenceSampler:
         if not self._cuts():
             return self._pick(changed, possible, params.temperature)
         order = possible[np.argsort(-changed[possible], kind="stable")]
+        token = self._reject(row, changed, order) if self._only_top_p() else None
+        if token is not None:
+            return token
         order = self._cut(row, changed, order)
         return self._pick(changed, order, self._heat(changed[order]))
 
@@ -203,6 +208,30 @@ class ReferenceSampler:
         off = (params.top_k, params.top_p, params.min_p, params.typical_p, params.top_n_sigma)
         rest = (params.xtc_threshold <= 0.5 and params.xtc_probability > 0.0,)  # noqa: PLR2004
         return off != (0, 1.0, 0.0, 1.0, 0.0) or any(rest) or params.dynamic_temperature_range > 0
+
+    def _only_top_p(self) -> bool:
+        params = self.params
+        off = SamplingParams(top_p=params.top_p, xtc_threshold=params.xtc_threshold)
+        same = ("top_k", "min_p", "typical_p", "top_n_sigma", "dynamic_temperature_range")
+        others = any(getattr(params, name) != getattr(off, name) for name in same)
+        xtc = params.xtc_threshold <= 0.5 and params.xtc_probability > 0.0  # noqa: PLR2004
+        return params.top_p < 1.0 and params.temperature >= _COLD and not others and not xtc
+
+    def _reject(self, row: Floats, changed: Floats, order: Tokens) -> int | None:
+        """Draw from all tokens of a flat row until top-p would keep the one drawn.
+
+        ``None`` where the row is not flat, or after a few tries.
+        """
+        maxima = np.maximum.reduceat(row, np.arange(0, len(row), _BLOCK))
+        near = int((maxima > float(np.float32(row.max()) - np.float32(_FLAT_REACH))).sum())
+        if len(maxima) < _FLAT_BLOCKS or 4 * near <= 3 * len(maxima):
+            return None
+        kept = order[: self._reach(_weights(changed[order]), self.params.top_p)]
+        for _ in range(_FLAT_TRIES):
+            token = self._pick(changed, np.sort(order), self.params.temperature)
+            if token in kept:
+                return token
+        return None
 
     def _cut(self, row: Floats, changed: Floats, order: Tokens) -> Tokens:
         params = self.params

@@ -38,6 +38,11 @@ typedef struct {
     /* `blocks` takes the allowed mass of every sum block, or is NULL. */
     void (*sums)(const float *x, size_t n, float best, float scale, const uint32_t *allowed,
                  double *blocks, edge_sums *out);
+    /* Takes for every sum block the mass, as `sums` has it, of the allowed entries that come before
+     * (value, token): larger than `value`, or equal at a smaller index. `maxima`, or NULL, says which
+     * blocks hold none. With -inf and n it is the allowed mass. */
+    void (*before)(const float *x, size_t n, float value, size_t token, float best, float scale,
+                   const uint32_t *allowed, const float *maxima, double *blocks);
     /* Every allowed and untouched entry of at least `floor`, in order; returns how many. */
     size_t (*collect)(const float *x, size_t n, float floor, const float *maxima,
                       const uint32_t *allowed, const uint8_t *touched, edge_candidate *out);

@@ -119,6 +119,33 @@ static void sums(const float *x, size_t n, float best, float scale,
     out->moment *= 0.69314718055994531;
 }
 
+static void before(const float *x, size_t n, float value, size_t token, float best, float scale,
+                   const uint32_t *allowed, const float *maxima, double *blocks) {
+    const lanes m = l_set(best), by = l_set(scale * 1.44269504088896341f), edge = l_set(value);
+    const lanes least = l_set(-125.0f), zero = l_set(0.0f);
+    for (size_t start = 0; start < n; start += EDGE_SUM_BLOCK) {
+        size_t end = start + EDGE_SUM_BLOCK < n ? start + EDGE_SUM_BLOCK : n;
+        lanes z = zero;
+        for (size_t i = start; i < end; i += 16) {
+            if (i % EDGE_BLOCK == 0 && maxima != NULL && maxima[i / EDGE_BLOCK] < value) {
+                i += EDGE_BLOCK - 16;
+                continue;
+            }
+            lanes v = i + 16 <= end ? l_load(x + i) : tail(x, n, i);
+            uint32_t hits = i < token ? l_ge(v, edge) : l_gt(v, edge);
+            if (i < token && token < i + 16) hits &= l_gt(v, edge) | ((1u << (token - i)) - 1u);
+            if (allowed != NULL) hits &= sixteen(allowed, i);
+            lanes e = two_to(l_max(l_mul(l_sub(v, m), by), least));
+            z = l_add(z, l_pick(hits, e, zero));
+        }
+        float lane[16];
+        double total = 0.0;
+        l_store(lane, z);
+        for (int i = 0; i < 16; i++) total += lane[i];
+        blocks[start / EDGE_SUM_BLOCK] = total;
+    }
+}
+
 static size_t collect(const float *x, size_t n, float floor, const float *maxima,
                               const uint32_t *allowed, const uint8_t *touched,
                               edge_candidate *out) {
@@ -198,4 +225,4 @@ static void weigh(edge_candidate *c, size_t n, float best, float scale) {
     }
 }
 
-#define PASSES(name) {maxima, sums, collect, above, spread, weigh, name}
+#define PASSES(name) {maxima, sums, before, collect, above, spread, weigh, name}

@@ -49,6 +49,11 @@ int main(int count, char **names) {
             show("sums", &sums, sizeof sums);
             show("blocks", blocks, (n + EDGE_SUM_BLOCK - 1) / EDGE_SUM_BLOCK * sizeof *blocks);
             k->maxima(row, n, NULL, maxima);
+            size_t parts = (n + EDGE_SUM_BLOCK - 1) / EDGE_SUM_BLOCK * sizeof *blocks;
+            k->before(row, n, 5.0f, n / 2, best, 0.7f, mask, maxima, blocks);
+            show("before", blocks, parts);
+            k->before(row, n, row[n / 3], n / 3, best, 0.7f, mask, NULL, blocks);
+            show("before one", blocks, parts);
             size_t some = k->collect(row, n, 3.0f, maxima, mask, touched, found);
             k->weigh(found, some, best, 0.8f);
             show("found", found, some * sizeof *found);

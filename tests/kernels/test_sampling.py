@@ -225,6 +225,69 @@ def test_native_and_reference_draw_the_same_tokens(case):
         reference.accept(theirs.token)
 
 
+@st.composite
+def flat_cases(draw):
+    """Rows on which top-p alone keeps thousands: drawn by rejection."""
+    size = draw(st.sampled_from([4096, 4097, 6000, 9001]))
+    seed = draw(st.integers(0, 2**32 - 1))
+    row = (np.random.default_rng(seed).standard_normal(size) * 1.5).astype(np.float32)
+    row = np.round(row, draw(st.sampled_from([0, 1, 9])))  # ties, or none
+    params = SamplingParams(
+        temperature=draw(st.sampled_from([0.5, 1.0, 2.0])),
+        top_p=draw(st.sampled_from([0.95, 0.5, 0.05])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        dry_multiplier=draw(st.sampled_from([0.0, 0.8])),
+        logit_bias=draw(st.sampled_from([(), ((0, 4.0), (300, -np.inf), (301, 1.0))])),
+        seed=draw(st.integers(0, 2**64 - 1)),
+    )
+    allowed = None
+    if draw(st.booleans()):
+        allowed = np.random.default_rng(seed + 2).integers(
+            0, 2**32, (size + 31) // 32, dtype=np.uint32
+        )
+    return row, params, allowed
+
+
+@given(flat_cases())
+@settings(max_examples=150, deadline=None)
+def test_flat_rows_draw_the_same_tokens_in_every_way(case):
+    row, params, allowed = case
+    reference = ReferenceSampler(params, len(row))
+    samplers = [
+        Sampler(params, len(row), instruction_set=name, statistics=with_them)
+        for name in instruction_sets()
+        for with_them in (True, False)
+    ]
+    for sampler in (reference, *samplers):
+        sampler.accept_all(history_of(case))
+    for _ in range(4):
+        theirs = reference.sample(row, allowed=allowed)
+        ours = [sampler.sample(row, allowed=allowed) for sampler in samplers]
+        assert len({found.token for found in ours[::2]}) == 1
+        assert len({found.token for found in ours[1::2]}) == 1
+        if {found.token for found in ours} != {theirs.token}:
+            assert reference.closest < 1e-5
+            return
+        assert ours[0] == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+        for sampler in (reference, *samplers):
+            sampler.accept(theirs.token)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_flat_rows_are_drawn_from_as_the_cut_softmax_says(temperature):
+    level = np.repeat(np.float32([1.5, 1.0, 0.5, 0.0, -0.5]), [100, 1000, 1900, 3000, 2000])
+    row = np.random.default_rng(1).permutation(level)
+    tokens = drawn(Sampler, row, 8000, temperature=temperature, top_p=0.6, seed=5)
+    shares = np.sort(np.exp(row.astype(float)))[::-1] / np.exp(row.astype(float)).sum()
+    kept = np.sort(row)[::-1][: int(np.searchsorted(np.cumsum(shares), 0.6)) + 1]
+    values, counts = np.unique(kept, return_counts=True)
+    expected = counts * np.exp(values.astype(float) / temperature)
+    expected *= 8000 / expected.sum()
+    observed = np.array([(row[tokens] == value).sum() for value in values])
+    assert observed.sum() == 8000
+    assert ((observed - expected) ** 2 / expected).sum() < 13.8  # at most 2 degrees, p = 0.001
+
+
 @given(cases())
 @settings(max_examples=100, deadline=None)
 def test_every_instruction_set_gives_the_same_bits(case):
