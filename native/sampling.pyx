@@ -399,6 +399,7 @@ cdef class Sampler:
             self.kernels.maxima(row.x, self.vocab_size, row.allowed, own)
         else:
             memcpy(own, self.maxima, self.blocks * sizeof(float))
+        memcpy(self.spare, own, self.blocks * sizeof(float))
         self.n_changed = 0
         for i in range(self.n_bias):
             self._touch(row, self.bias_tokens[i])
@@ -411,7 +412,7 @@ cdef class Sampler:
             if not _allows(row.allowed, self.changed[i].token):
                 self.changed[i].logit = -INFINITY
             b = self.changed[i].token // BLOCK
-            if row.x[self.changed[i].token] >= own[b] and own[b] > -INFINITY:
+            if row.x[self.changed[i].token] == self.spare[b] and own[b] == self.spare[b]:
                 own[b] = self._untouched_best(row, b)
         row.top = -INFINITY
         for b in range(self.blocks):
