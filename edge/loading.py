@@ -84,6 +84,7 @@ class Loader:
             context=manifest.context or _CONTEXT,
             threads=self.threads,
             max_sequences=MAX_SEQUENCES,
+            device=str(manifest.facts.get("device", "auto")),
             snapshots=self.snapshots,
         )
 

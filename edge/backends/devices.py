@@ -5,17 +5,15 @@ An engine that cannot be loaded is reported with the reason, never raised. Knows
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import platform
 import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from edge.backends.llama_library import llama_library
+from edge.backends.llama_library import accelerators, llama_library
 from edge.backends.onnx_session import available_devices, onnx_library
 from edge.backends.threads import thread_candidates
 from edge.errors import LoadError
@@ -105,7 +103,7 @@ def _llamacpp() -> Engine:
         package,
         _version(package),
         devices=devices,
-        features=tuple(sorted({*_ON.findall(about), *_accelerators(lib)})),
+        features=tuple(sorted({*_ON.findall(about), *(each.name for each in accelerators(lib))})),
     )
 
 
@@ -122,31 +120,6 @@ def _onnx() -> Engine:
         devices=tuple(available_devices()),
         features=tuple(library.get_available_providers()),
     )
-
-
-def _accelerators(lib: ModuleType) -> list[str]:
-    """Return the names of ggml's devices, such as ``CUDA0``; empty where they cannot be asked."""
-    folder = Path(lib.__file__ or "").parent / "lib"
-    names = []
-    try:
-        ggml = _shared(folder, "ggml")
-        base = _shared(folder, "ggml-base")
-        ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-        base.ggml_backend_dev_name.restype = ctypes.c_char_p
-        base.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
-        ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-        for index in range(ggml.ggml_backend_dev_count()):
-            device = ggml.ggml_backend_dev_get(ctypes.c_size_t(index))
-            names.append(base.ggml_backend_dev_name(device).decode())
-    except (OSError, AttributeError, StopIteration):
-        return []
-    return names
-
-
-def _shared(folder: Path, name: str) -> ctypes.CDLL:
-    endings = (".so", ".dylib", ".dll")
-    names = [f"{prefix}{name}{ending}" for prefix in ("lib", "") for ending in endings]
-    return ctypes.CDLL(str(next(folder / file for file in names if (folder / file).is_file())))
 
 
 def _version(package: str) -> str | None:

@@ -88,6 +88,7 @@ class GgufSummary:
         metadata: scalar and string entries; arrays are left out.
         lengths: number of entries of each array in the metadata.
         tensors: number of tensors.
+        sizes: bytes of each tensor by name.
 
     """
 
@@ -95,6 +96,7 @@ class GgufSummary:
     tensors: int
     metadata: dict[str, int | float | bool | str] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -145,6 +147,7 @@ class _Reader:
             self._entry(summary)
         extents = [self._tensor() for _ in range(tensors)]
         self._check_extents(extents, self._alignment(summary))
+        summary.sizes.update((name, count) for name, _, count in extents)
         return summary
 
     def _take(self, count: int) -> bytes:

@@ -48,7 +48,7 @@ class Handles:
         sequences: int,
         *,
         spare: int = 0,
-        gpu: bool = False,
+        gpu_layers: int = 0,
     ) -> None:
         self.lib = lib
         self.sequences = sequences + spare
@@ -61,14 +61,14 @@ class Handles:
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._view: tuple[int, NDArray[np.float32]] = (0, np.empty(0, np.float32))
         last_errors()
-        self._model = lib.llama_model_load_from_file(bytes(path), _model_params(lib, gpu=gpu))
+        self._model = lib.llama_model_load_from_file(bytes(path), _model_params(lib, gpu_layers))
         if not self._model:
             raise LoadError(
                 f"{path} cannot be loaded: {last_errors() or 'llama.cpp gave no reason'}."
             )
-        self.offloaded = offloaded_layers() if gpu else None
+        self.offloaded = offloaded_layers() if gpu_layers else None
         try:
-            self._start(path, context, gpu=gpu)
+            self._start(path, context, gpu=gpu_layers > 0)
         except BaseException:
             self.free()
             raise
@@ -224,6 +224,7 @@ class Handles:
             "rope_scale": float(params.rope_freq_scale),
             "rope_type": int(params.rope_scaling_type),
             "flash": int(getattr(params, "flash_attn_type", -1)),
+            "gpu_layers": self.offloaded[0] if self.offloaded else 0,
             "library": str(importlib.metadata.version("llama-cpp-python")),
             "processor": features.decode(errors="replace") if features else "",
         }
@@ -313,9 +314,9 @@ class Batch:
         self.struct.n_tokens = count
 
 
-def _model_params(lib: ModuleType, *, gpu: bool) -> Any:
+def _model_params(lib: ModuleType, gpu_layers: int) -> Any:
     params = lib.llama_model_default_params()
-    params.n_gpu_layers = -1 if gpu else 0
+    params.n_gpu_layers = gpu_layers
     if hasattr(params, "load_mode"):
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
     else:

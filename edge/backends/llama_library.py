@@ -12,6 +12,8 @@ import os
 import re
 import threading
 from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +21,7 @@ from edge.errors import LoadError
 
 _KEPT_LINES = 64
 _ERROR_LEVEL = 3
+_KINDS = ("cpu", "gpu", "igpu")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 _lock = threading.Lock()
@@ -65,6 +68,58 @@ def offloaded_layers() -> tuple[int, int] | None:
         if found:
             return int(found[1]), int(found[2])
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A device that ggml can compute on.
+
+    Attributes:
+        name: such as ``CPU``, ``CUDA0`` or ``Vulkan0``.
+        kind: ``cpu``, ``gpu``, ``igpu`` (shares the host's memory) or ``other``.
+        free_bytes, total_bytes: of its memory, as it says now.
+
+    """
+
+    name: str
+    kind: str
+    free_bytes: int
+    total_bytes: int
+
+
+def accelerators(lib: ModuleType) -> tuple[Accelerator, ...]:
+    """Return ggml's devices; empty where the library cannot be asked."""
+    folder = Path(lib.__file__ or "").parent / "lib"
+    try:
+        ggml, base = _shared(folder, "ggml"), _shared(folder, "ggml-base")
+        ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+        ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+        base.ggml_backend_dev_name.restype = ctypes.c_char_p
+        handles = [
+            ctypes.c_void_p(ggml.ggml_backend_dev_get(ctypes.c_size_t(index)))
+            for index in range(ggml.ggml_backend_dev_count())
+        ]
+        return tuple(_accelerator(base, handle) for handle in handles)
+    except (OSError, AttributeError, StopIteration):
+        return ()
+
+
+def _accelerator(base: ctypes.CDLL, device: ctypes.c_void_p) -> Accelerator:
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+    kind = int(base.ggml_backend_dev_type(device))
+    return Accelerator(
+        name=base.ggml_backend_dev_name(device).decode(errors="replace"),
+        kind=_KINDS[kind] if kind < len(_KINDS) else "other",
+        free_bytes=free.value,
+        total_bytes=total.value,
+    )
+
+
+def _shared(folder: Path, name: str) -> ctypes.CDLL:
+    endings = (".so", ".dylib", ".dll")
+    names = [f"{prefix}{name}{ending}" for prefix in ("lib", "") for ending in endings]
+    return ctypes.CDLL(str(next(folder / file for file in names if (folder / file).is_file())))
 
 
 def _load() -> ModuleType:

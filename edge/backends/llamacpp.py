@@ -10,24 +10,32 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.backends.base import ModelInfo
+from edge.backends.footprint import shape_of_gguf
 from edge.backends.gguf import check_gguf
 from edge.backends.llama_decide import Decider
 from edge.backends.llama_engine import open_engine
 from edge.backends.llama_handles import FailedError, Handles, closed_error
-from edge.backends.llama_library import llama_library
-from edge.backends.llama_placement import place_layers, use_gpu
+from edge.backends.llama_library import accelerators, llama_library
+from edge.backends.llama_placement import (
+    free_bytes,
+    layer_sizes,
+    layers_that_fit,
+    place_layers,
+    use_gpu,
+)
 from edge.backends.prefixes import Snapshots
 from edge.backends.questions import Question
 from edge.backends.scheduler import Scheduler
 from edge.backends.threads import choose_threads, fixed_threads, thread_candidates
-from edge.errors import Busy, GenerationError, InputError
+from edge.errors import Busy, GenerationError, InputError, LoadError
 
 PREFIX_SEQUENCES = 2
 """Sequences beyond the callers' own that keep prompts' beginnings."""
@@ -94,6 +102,7 @@ class LlamaDecoder:
         threads: int | None = None,
         max_sequences: int = 1,
         device: str = "cpu",
+        gpu_layers: int | None = None,
         strict: bool = False,
         wait_s: float = 60.0,
         snapshots: Path | None = None,
@@ -108,7 +117,9 @@ class LlamaDecoder:
             threads: threads per forward pass; measured where ``None``, see
                 ``edge.backends.threads``.
             max_sequences: sequences that may be open at once; each takes memory for a context.
-            device: ``cpu``, or ``gpu`` for all layers on the first GPU.
+            device: ``cpu``; ``gpu`` for as many layers as fit the free memory of the GPUs; or
+                ``auto`` for that where there is a GPU.
+            gpu_layers: so many layers instead; llama.cpp counts the output as the last one.
             strict: a fallback to the CPU, of one layer too, is an error; without it the reason is
                 in ``info.placement``.
             wait_s: how long ``sequence`` waits for one to come free.
@@ -124,10 +135,10 @@ class LlamaDecoder:
         if context < 1 or max_sequences < 1:
             raise InputError(f"context ({context}) and max_sequences ({max_sequences}) start at 1.")
         fixed = fixed_threads(threads)
-        check_gguf(path)
+        sizes = check_gguf(path).sizes
         lib = llama_library()
-        gpu = use_gpu(name, device, built=bool(lib.llama_supports_gpu_offload()), strict=strict)
-        handles = Handles(lib, path, context, max_sequences, spare=PREFIX_SEQUENCES, gpu=gpu)
+        gpu = use_gpu(name, device, built=_has_gpu(lib), strict=strict)
+        handles = _load(lib, path, context, max_sequences, sizes=sizes, gpu=gpu, layers=gpu_layers)
         try:
             placement = place_layers(device, gpu=gpu, offloaded=handles.offloaded)
             if strict:
@@ -325,6 +336,42 @@ class LlamaSequence:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _has_gpu(lib: ModuleType) -> bool:
+    """Whether llama.cpp was built for a GPU and sees one."""
+    built = bool(lib.llama_supports_gpu_offload())
+    return built and any(each.kind in {"gpu", "igpu"} for each in accelerators(lib))
+
+
+def _load(
+    lib: ModuleType,
+    path: Path,
+    context: int,
+    sequences: int,
+    *,
+    sizes: Mapping[str, int],
+    gpu: bool,
+    layers: int | None,
+) -> Handles:
+    """Load with as many layers on the GPU as fit; where that fails, with half as many, or none."""
+    total = sequences + PREFIX_SEQUENCES
+    if not gpu:
+        layers = 0
+    elif layers is None:
+        shape = shape_of_gguf(path)
+        cache = shape.bytes(context=context, sequences=total) if shape else 0
+        layers = layers_that_fit(layer_sizes(sizes, cache=cache), free_bytes(accelerators(lib)))
+    while True:
+        try:
+            return Handles(
+                lib, path, context, sequences, spare=PREFIX_SEQUENCES, gpu_layers=layers
+            )
+        except LoadError:
+            # Between asking for the free memory and taking it another program may have come.
+            if layers == 0:
+                raise
+            layers //= 2
 
 
 def _free(handles: Handles, decider: Decider) -> None:
