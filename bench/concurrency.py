@@ -26,7 +26,7 @@ from _common import Row, at_least, main, shared
 from _models import random_llama
 
 from edge.backends.generate import generate, stream
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
 from edge.backends.threads import thread_candidates
 from edge.types import SamplingParams
 

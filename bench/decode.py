@@ -21,8 +21,8 @@ from _common import SHARED, Row, at_least, at_most, main
 from _models import random_llama
 
 from edge.backends.generate import generate
-from edge.backends.llama_engine import open_engine
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
+from edge.backends.llama.engine import open_engine
 from edge.types import SamplingParams
 
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}

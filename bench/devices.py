@@ -22,7 +22,8 @@ import numpy as np
 from _common import ROOT, SHARED, Row, at_least, at_most, main, read_rows, shared
 
 from edge.backends.heads import Head
-from edge.backends.onnx import OnnxDecoder, OnnxEncoder
+from edge.backends.onnx.decoder import OnnxDecoder
+from edge.backends.onnx.encoder import OnnxEncoder
 from edge.config import models_folder
 from edge.store.weights import ModelStore
 

@@ -19,8 +19,8 @@ from _models import random_llama
 from decide import works
 
 from edge.backends.generate import generate
-from edge.backends.llama_library import accelerators, llama_library
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
+from edge.backends.llama.library import accelerators, llama_library
 from edge.types import SamplingParams
 
 GREEDY = 64

@@ -22,7 +22,7 @@ from _common import Row, at_most, main
 
 import edge
 from edge.backends.generate import generate
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
 from edge.backends.residency import Residency
 from edge.config import models_folder
 from edge.local import LocalModels

@@ -21,7 +21,7 @@ from typing import Any
 from _common import ROOT, SHARED, Row, at_most, main
 
 from edge.backends.generate import generate
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
 from edge.types import SamplingParams
 
 PREFIX = 400

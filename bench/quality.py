@@ -16,7 +16,7 @@ from _common import Row, at_least, at_most, main, read_rows, shared
 from numpy.typing import NDArray
 
 import edge
-from edge.confidence.calibration import expected_calibration_error
+from edge.confidence.reliability import expected_calibration_error
 from edge.task import spaced
 from edge.types import Draft
 

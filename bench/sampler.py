@@ -19,7 +19,7 @@ import numpy as np
 from _common import Row, at_least, at_most, main
 from numpy.typing import NDArray
 
-from edge.backends.llama_library import llama_library
+from edge.backends.llama.library import llama_library
 from edge.sampling import ReferenceSampler, Sampler, instruction_sets
 from edge.types import SamplingParams
 

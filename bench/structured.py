@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from quality import call, plain
 
 from edge.backends.base import Decoder, ModelInfo
-from edge.backends.constrain import Constraint, constrain
 from edge.backends.generate import Generation, generate
-from edge.backends.grammars import Grammar
 from edge.backends.grounding import ground_object
-from edge.backends.llama_library import llama_library
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
+from edge.backends.llama.library import llama_library
+from edge.backends.structure.constraint import Constraint, constrain
+from edge.backends.structure.grammars import Grammar
 from edge.config import models_folder
 from edge.store.weights import ModelStore
 from edge.task import spaced

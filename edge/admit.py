@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge.errors import ConfigError, InputError
 from edge.local import LocalTask
@@ -19,6 +19,7 @@ class Call:
     Attributes:
         local: the task with its prompt.
         started: ``time.perf_counter()`` at admission, seconds.
+        context: what the app told of the call, for the conditions of the policy.
 
     """
 
@@ -26,6 +27,7 @@ class Call:
     text: str
     trace_id: str
     started: float
+    context: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,6 +57,37 @@ def admit(
         raise ConfigError(f"There is no task named {task!r}.", hint=f"Tasks here: {known}.")
     check_text(text, max_chars=local.spec.input.max_chars, task=task)
     return Call(local, text, trace_id or uuid.uuid4().hex, started)
+
+
+def check_context(
+    context: Mapping[str, object] | None, declared: Mapping[str, str]
+) -> Mapping[str, object]:
+    """Return what an app tells of a call, made sure to be what the pack declares.
+
+    Raises:
+        InputError: a name is not declared, or a value is of another type.
+
+    """
+    for name, value in (context or {}).items():
+        kind = declared.get(name)
+        if kind is None:
+            known = ", ".join(sorted(declared)) or "nothing"
+            raise InputError(
+                f"The context holds {name!r}, which the pack does not declare.",
+                hint=f"Declared here: {known}; see `context` in the pack.",
+            )
+        if value is not None and not _fits(kind, value):
+            raise InputError(
+                f"The context's {name} is of type {type(value).__name__}; the pack says {kind}.",
+                hint="Pass a value of that type, or none.",
+            )
+    return dict(context or {})
+
+
+def _fits(kind: str, value: object) -> bool:
+    if kind == "number":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, str if kind == "text" else bool)
 
 
 def check_text(text: str, *, max_chars: int, task: str) -> None:

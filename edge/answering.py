@@ -18,8 +18,8 @@ from edge.task import Prompt, TaskSpec
 from edge.types import Json, Kind
 
 if TYPE_CHECKING:
-    from edge.backends.constrain import Matcher
-    from edge.backends.grammars import Grammar
+    from edge.backends.structure.constraint import Matcher
+    from edge.backends.structure.grammars import Grammar
 
 _NOT_GROUNDED = frozenset({"intent"})
 
@@ -77,7 +77,7 @@ def grammar_of(name: str, spec: TaskSpec) -> Grammar | None:
     """
     if not spec.constrain and spec.grammar is None:
         return None
-    from edge.backends.grammars import Grammar
+    from edge.backends.structure.grammars import Grammar
 
     try:
         if spec.grammar is None:
@@ -100,7 +100,7 @@ def matcher_of(task: str, grammar: Grammar | None, decoder: Decoder) -> Matcher 
     """
     if grammar is None:
         return None
-    from edge.backends.constrain import constrain
+    from edge.backends.structure.constraint import constrain
 
     try:
         return constrain(decoder, grammar).matcher()

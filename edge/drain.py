@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.admit import Call, admit
 from edge.errors import EdgeError
 from edge.escalate import FINAL, Escalation, Outcome
 from edge.local import LocalTask
+from edge.record import AUDIT
 from edge.route import Circumstances, plan
 from edge.store.book import Book
 from edge.store.ledger import Hold
 from edge.store.queue import QueuedTask
+from edge.types import Json
 
 if TYPE_CHECKING:
     from edge.cloud.pool import CloudAnswer
@@ -44,6 +46,8 @@ class Draining:
         escalation: asks the pools.
         labels: what a classification task may choose from.
         circumstances: what the runtime knows of the world for a call.
+        audited: takes the cloud's word on an answer that was kept: the call, what was noted with
+            it, the device's answer, and the cloud's.
 
     """
 
@@ -55,12 +59,14 @@ class Draining:
         *,
         labels: Callable[[LocalTask], Sequence[str]],
         circumstances: Callable[[Call], Circumstances],
+        audited: Callable[[Call, Mapping[str, Any], Json, Json], None],
     ) -> None:
         self._book = book
         self._tasks = tasks
         self._escalation = escalation
         self._labels = labels
         self._circumstances = circumstances
+        self._audited = audited
 
     def drain(self, task_ids: Sequence[str] | None, *, limit: int) -> Drained:
         """Ask for what is due, or for the named tasks; see ``Runtime.drain``."""
@@ -95,6 +101,8 @@ class Draining:
             return "waiting"
         outcome = self._ask_again(call, queued)
         if outcome.draft is not None:
+            if queued.reason == AUDIT:
+                self._audited(call, queued.payload, queued.provisional, outcome.draft.value)
             return "done"
         if outcome.unclear or outcome.reason in FINAL:
             queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")

@@ -6,13 +6,13 @@ outcome stays held. Killed at any point, the next opening of the ledger puts the
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge.cloud.chat import Message
+from edge.asking import Question, Reading, question, read
 from edge.errors import (
     BudgetExceeded,
     CircuitOpen,
@@ -21,12 +21,10 @@ from edge.errors import (
     CloudTimeout,
     ConfigError,
 )
-from edge.judge import value_problem
 from edge.store.book import Book
 from edge.store.ledger import Hold
-from edge.strict import strict_json
 from edge.task import TaskSpec
-from edge.types import Draft, Json, Kind, Reason, Usage
+from edge.types import Draft, Reason, Usage
 
 if TYPE_CHECKING:
     from edge.cloud.pool import CloudAnswer, Pool
@@ -52,6 +50,7 @@ class Outcome:
         cost_microusd: what was spent, also on an answer that could not be used.
         error: what went wrong, for the queue; holds no text of the task.
         unclear: the request may have been billed without an answer.
+        none_fits: the pool said that none of the labels it was offered is right.
 
     """
 
@@ -60,6 +59,7 @@ class Outcome:
     cost_microusd: int = 0
     error: str = ""
     unclear: bool = False
+    none_fits: bool = False
 
 
 Settle = Callable[[Hold, "CloudAnswer", Outcome], None]
@@ -88,20 +88,29 @@ class Escalation:
         *,
         trace_id: str,
         labels: Sequence[str] = (),
+        draft: Draft | None = None,
+        calls_left: int = 1,
         settle: Settle | None = None,
     ) -> Outcome:
-        """Ask the task's pool.
+        """Ask the task's pool, with a draft only for what the draft leaves open.
+
+        Where the pool finds none of a draft's candidates right, it is asked once more, with all
+        labels and a hold of its own, if ``calls_left`` allows a second call; the outcome is then
+        that of the second with the costs of both. Without one the outcome is ``invalid_output``.
 
         Args:
             task: the task's name.
             spec: the task.
             text: what to send; whoever calls has made sure that it may leave.
-            trace_id: ties hold, queue entry and trace together.
+            trace_id: ties holds, queue entry and trace together.
             labels: what a classification may choose from.
-            settle: replaces the plain settling, to bind more to its transaction.
+            draft: the local answer; see ``edge.asking.question``.
+            calls_left: how often the task's budget still allows to ask, at least 1.
+            settle: replaces the plain settling of the answer that ends the task, to bind more to
+                its transaction.
 
         Raises:
-            StoreError: the ledger cannot be written; nothing was sent.
+            StoreError: the ledger cannot be written; nothing was sent that is not held.
 
         """
         try:
@@ -109,25 +118,47 @@ class Escalation:
             pool.check()
         except ConfigError as error:
             return Outcome(Reason.POOL_MISCONFIGURED, error=error.message)
-        messages = _messages(spec, text, labels)
-        most = spec.budget.max_output_tokens
-        schema = spec.output_schema if spec.kind is Kind.EXTRACT else None
+        asked = question(spec, text, labels=labels, draft=draft)
+
+        def ends(hold: Hold, answer: CloudAnswer, outcome: Outcome) -> None:
+            again = outcome.none_fits and calls_left > 1
+            (self._settle if again or settle is None else settle)(hold, answer, outcome)
+
+        first = self._once(pool, asked, task=task, spec=spec, trace_id=trace_id, settle=ends)
+        if not first.none_fits or calls_left <= 1:
+            return first
+        asked = question(spec, text, labels=labels)
+        second = self._once(pool, asked, task=task, spec=spec, trace_id=trace_id, settle=ends)
+        cost = first.cost_microusd + second.cost_microusd
+        return dataclasses.replace(second, cost_microusd=cost)
+
+    def _once(
+        self,
+        pool: Pool,
+        asked: Question,
+        *,
+        task: str,
+        spec: TaskSpec,
+        trace_id: str,
+        settle: Settle,
+    ) -> Outcome:
+        """Hold the money for one question, ask it, and settle or give back."""
         try:
             hold = self._book.ledger.reserve(
                 trace_id,
                 task=task,
                 pool=spec.routing.pool,
                 worst_case_microusd=pool.worst_case_microusd(
-                    messages, max_tokens=most, response_schema=schema
+                    asked.messages, max_tokens=asked.max_tokens, response_schema=asked.schema
                 ),
             )
         except BudgetExceeded as error:
             return Outcome(Reason.BUDGET_EXCEEDED, error=error.message)
         try:
             answer = pool.complete(
-                messages,
-                max_tokens=most,
-                response_schema=schema,
+                asked.messages,
+                max_tokens=asked.max_tokens,
+                response_schema=asked.schema,
                 idempotency_key=hold.id,
                 on_send=lambda: self._book.ledger.mark_sent(hold),
             )
@@ -136,8 +167,8 @@ class Escalation:
         except BaseException:
             self._abandon(hold)
             raise
-        outcome = _outcome(spec, answer, labels)
-        (settle or self._settle)(hold, answer, outcome)
+        outcome = _outcome(answer, read(spec, asked, answer.text))
+        settle(hold, answer, outcome)
         return outcome
 
     def close(self) -> None:
@@ -175,31 +206,17 @@ class Escalation:
             self._book.ledger.release(hold)
 
 
-def _messages(spec: TaskSpec, text: str, labels: Sequence[str]) -> list[Message]:
-    told = spec.cloud_prompt
-    if not told and spec.kind is Kind.CLASSIFY:
-        told = "Classify the text. Answer with exactly one of these labels and nothing else:\n"
-        told += "\n".join(labels)
-    elif not told and spec.kind is Kind.EXTRACT:
-        told = "Extract the call as one JSON object that fits this JSON Schema:\n"
-        told += json.dumps(spec.output_schema)
-    elif not told:
-        told = spec.description or "Answer the request."
-    return [Message("system", told), Message("user", text)]
-
-
-def _outcome(spec: TaskSpec, answer: CloudAnswer, labels: Sequence[str]) -> Outcome:
+def _outcome(answer: CloudAnswer, reading: Reading) -> Outcome:
     cost = answer.cost_microusd
-    try:
-        value = _value(spec, answer.text)
-    except ValueError:
-        # Its message is left out: it may quote the answer.
-        return Outcome(Reason.INVALID_OUTPUT, cost_microusd=cost, error="the answer is not JSON")
-    problem = value_problem(spec, value, labels=labels)
-    if problem is not None:
-        return Outcome(Reason.INVALID_OUTPUT, cost_microusd=cost, error=problem)
+    if reading.problem is not None:
+        return Outcome(
+            Reason.INVALID_OUTPUT,
+            cost_microusd=cost,
+            error=reading.problem,
+            none_fits=reading.none_fits,
+        )
     draft = Draft(
-        value=value,
+        value=reading.value,
         model=answer.model,
         digest="",
         device="cloud",
@@ -207,16 +224,3 @@ def _outcome(spec: TaskSpec, answer: CloudAnswer, labels: Sequence[str]) -> Outc
         text=answer.text,
     )
     return Outcome(Reason.ESCALATED, draft, cost)
-
-
-def _value(spec: TaskSpec, text: str) -> Json:
-    """Return a pool's answer as a value.
-
-    Raises:
-        ValueError: it should be JSON and is not.
-
-    """
-    plain = text.strip()
-    if spec.kind is not Kind.EXTRACT:
-        return plain.strip("`\"' .") if spec.kind is Kind.CLASSIFY else plain
-    return strict_json(plain.removeprefix("```json").removeprefix("```").removesuffix("```"))

@@ -55,7 +55,7 @@ class Loader:
 
     def encoder(self, name: str) -> Encoder:
         """Load an encoder; raises as ``head``, and ``ConfigError`` where it is none."""
-        from edge.backends.onnx import OnnxEncoder
+        from edge.backends.onnx.encoder import OnnxEncoder
 
         manifest = self.of_kind(name, "encoder")
         return OnnxEncoder.open(
@@ -75,7 +75,7 @@ class Loader:
         manifest = self.of_kind(name, "decoder")
         if manifest.engine == "onnx":
             return self._onnx_decoder(name, manifest)
-        from edge.backends.llamacpp import LlamaDecoder
+        from edge.backends.llama.decoder import LlamaDecoder
 
         return LlamaDecoder.open(
             self.store.path(name),
@@ -108,7 +108,7 @@ class Loader:
             context = manifest.context or _ONNX_CONTEXT
             cache = shape.bytes(context=context, sequences=MAX_SEQUENCES, element_bytes=_F32_BYTES)
             return weights + cache
-        from edge.backends.llamacpp import PREFIX_SEQUENCES
+        from edge.backends.llama.decoder import PREFIX_SEQUENCES
 
         sequences = MAX_SEQUENCES + PREFIX_SEQUENCES
         context = manifest.context or _CONTEXT
@@ -135,7 +135,7 @@ class Loader:
         return shape_of_gguf(self.store.path(name)) if manifest.engine == "llamacpp" else None
 
     def _onnx_decoder(self, name: str, manifest: Manifest) -> Decoder:
-        from edge.backends.onnx_decoder import OnnxDecoder, genai_tokens
+        from edge.backends.onnx.decoder import OnnxDecoder, genai_tokens
 
         listed = any(file.role == "config" for file in manifest.files)
         facts = genai_tokens(self.store.path(name, "config")) if listed else None

@@ -19,22 +19,24 @@ from numpy.typing import NDArray
 
 from edge.answering import grammar_of, matcher_of, parsed, problem_of, read_prompt
 from edge.backends.base import Decoder, Encoder, ModelInfo
-from edge.backends.generate import Generation, generate, stream
+from edge.backends.generate import Generation, Options, generate, stream
 from edge.backends.heads import Head, HeadOutput
 from edge.backends.residency import Residency
+from edge.calibrations import Calibrations
 from edge.choosing import Asked, choose
 from edge.choosing import signals as choice_signals
 from edge.choosing import wording as question_digest
-from edge.confidence.calibration import Calibration, CalibrationKey
+from edge.confidence.key import CalibrationKey
 from edge.confidence.signals import generation_signals
 from edge.errors import ConfigError, ModelError
 from edge.loading import Loader
+from edge.policy.rules import Rule
 from edge.store.weights import ModelStore
 from edge.task import Memory, Prompt, TaskSpec
 from edge.types import Choice, Draft, Json, Kind, Usage
 
 if TYPE_CHECKING:
-    from edge.backends.grammars import Grammar
+    from edge.backends.structure.grammars import Grammar
 
 _T = TypeVar("_T")
 _NOT_GROUNDED = frozenset({"intent"})
@@ -46,6 +48,7 @@ class LocalTask:
 
     Attributes:
         prompt: ``None`` for heads and encoders.
+        rules: when its answers go up whatever their confidence.
         grammar: what the answer is constrained to, from the task; ``None`` for any text.
 
     Raises:
@@ -56,6 +59,7 @@ class LocalTask:
     name: str
     spec: TaskSpec
     prompt: Prompt | None = None
+    rules: tuple[Rule, ...] = ()
     grammar: Grammar | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -79,8 +83,10 @@ class LocalModels:
         threads: threads per forward pass; measured per model where ``None``.
         memory: how much memory they may take together, and how long they stay.
         choices, snapshots: see ``edge.loading.Loader``.
+        calibrations: those that the models bring where ``None``.
 
     Attributes:
+        calibrations: what turns signals into confidence.
         loader: loads a model, or tells how much memory it will take.
         residency: which models are in memory.
 
@@ -94,9 +100,10 @@ class LocalModels:
         memory: Memory | None = None,
         choices: Path | None = None,
         snapshots: Path | None = None,
+        calibrations: Calibrations | None = None,
     ) -> None:
         self._store = store
-        self._calibrations: dict[tuple[str, str], Calibration | None] = {}
+        self.calibrations = calibrations or Calibrations(store, None)
         self._closed = False
         memory = memory or Memory()
         self.loader = Loader(store, threads, choices, snapshots)
@@ -127,26 +134,12 @@ class LocalModels:
     def stream(self, task: LocalTask, text: str) -> Iterator[str | Draft]:
         """Yield the pieces of a generated text as they come and, last, the draft."""
         with self.decoder(self._model(task)) as decoder:
-            yield from self._stream(task, decoder, text)
-
-    def _stream(self, task: LocalTask, decoder: Decoder, text: str) -> Iterator[str | Draft]:
-        prompt = read_prompt(task.name, task.spec, task.prompt, decoder, text)
-        matcher = matcher_of(task.name, task.grammar, decoder)
-        steps = stream(
-            decoder,
-            prompt.tokens,
-            shared=prompt.shared,
-            params=task.spec.sampling,
-            max_tokens=task.spec.budget.max_output_tokens,
-            stop=task.spec.stop,
-            allowed=matcher.allowed if matcher else None,
-            forced=matcher.forced if matcher else None,
-        )
-        for step in steps:
-            if isinstance(step, Generation):
-                yield self._as_draft(task, decoder, step, text)
-            else:
-                yield step
+            tokens, options = _asked(task, decoder, text)
+            for step in stream(decoder, tokens, **options):
+                if isinstance(step, Generation):
+                    yield self._as_draft(task, decoder, step, text)
+                else:
+                    yield step
 
     def choose(self, tasks: Sequence[LocalTask], text: str) -> list[Choice]:
         """Return how probable every label of each classification task is, in the tasks' order.
@@ -261,7 +254,7 @@ class LocalModels:
                 calibrated = head.calibrated_for(info.digest)
             digest = _joint_digest(info.digest, manifest.digest)
             values = [output.label for output in outputs if output is not None]
-        return [
+        drafts = [
             Draft(
                 value=value,
                 model=name,
@@ -274,6 +267,7 @@ class LocalModels:
             )
             for value, output, count in zip(values, outputs, read.counts, strict=True)
         ]
+        return [self._calibrated(task, draft) for draft in drafts]
 
     def _embedded(self, task: LocalTask, encoder: str, texts: Sequence[str]) -> _Read:
         """Embed texts as far as the task's budget and the encoder read them."""
@@ -284,22 +278,8 @@ class LocalModels:
 
     def _generate(self, task: LocalTask, text: str) -> Draft:
         with self.decoder(self._model(task)) as decoder:
-            return self._generate_with(task, decoder, text)
-
-    def _generate_with(self, task: LocalTask, decoder: Decoder, text: str) -> Draft:
-        prompt = read_prompt(task.name, task.spec, task.prompt, decoder, text)
-        matcher = matcher_of(task.name, task.grammar, decoder)
-        generation = generate(
-            decoder,
-            prompt.tokens,
-            shared=prompt.shared,
-            params=task.spec.sampling,
-            max_tokens=task.spec.budget.max_output_tokens,
-            stop=task.spec.stop,
-            allowed=matcher.allowed if matcher else None,
-            forced=matcher.forced if matcher else None,
-        )
-        return self._as_draft(task, decoder, generation, text)
+            tokens, options = _asked(task, decoder, text)
+            return self._as_draft(task, decoder, generate(decoder, tokens, **options), text)
 
     def _as_draft(
         self, task: LocalTask, decoder: Decoder, generation: Generation, text: str
@@ -323,27 +303,40 @@ class LocalModels:
         return self._calibrated(task, draft)
 
     def _calibrated(self, task: LocalTask, draft: Draft) -> Draft:
-        calibration = self._calibration(draft.model, task.name)
-        if calibration is None or task.prompt is None:
+        """Return a draft with the confidence of the task's calibration, where there is one."""
+        calibration = self.calibrations.of(draft.model, task.name)
+        if calibration is None:
             return draft
-        wording = task.prompt.digest
-        if task.spec.labels:
-            wording = question_digest(task.prompt, task.spec)
-        if task.grammar is not None:
-            wording = _joint_digest(wording, task.grammar.digest)
-        key = CalibrationKey(draft.digest, task.name, wording)
-        return draft.with_confidence(calibration.confidence(key, draft.signals))
+        found = calibration.judge(calibration_key(task, draft), draft.signals)
+        if found is None:
+            return draft.with_confidence(None)
+        return draft.with_confidence(found.value, interval=(found.low, found.high))
 
-    def _calibration(self, model: str, task: str) -> Calibration | None:
-        """Return what was fitted for a model and task; two first callers may both read it."""
-        key = (model, task)
-        if key not in self._calibrations:
-            role = f"calibration-{task}"
-            listed = any(file.role == role for file in self._store.manifest(model).files)
-            self._calibrations[key] = (
-                Calibration.load(self._store.path(model, role)) if listed else None
-            )
-        return self._calibrations[key]
+
+def calibration_key(task: LocalTask, draft: Draft) -> CalibrationKey:
+    """Return what a calibration of a task's answers holds for: model, task and wording."""
+    if task.prompt is None:
+        return CalibrationKey(draft.digest, task.name)
+    wording = task.prompt.digest
+    if task.spec.labels:
+        wording = question_digest(task.prompt, task.spec)
+    if task.grammar is not None:
+        wording = _joint_digest(wording, task.grammar.digest)
+    return CalibrationKey(draft.digest, task.name, wording)
+
+
+def _asked(task: LocalTask, decoder: Decoder, text: str) -> tuple[Sequence[int], Options]:
+    """Return the prompt's tokens and how the task wants them answered."""
+    prompt = read_prompt(task.name, task.spec, task.prompt, decoder, text)
+    matcher = matcher_of(task.name, task.grammar, decoder)
+    return prompt.tokens, Options(
+        shared=prompt.shared,
+        params=task.spec.sampling,
+        max_tokens=task.spec.budget.max_output_tokens,
+        stop=task.spec.stop,
+        allowed=matcher.allowed if matcher else None,
+        forced=matcher.forced if matcher else None,
+    )
 
 
 def _joint_digest(*digests: str) -> str:
@@ -351,11 +344,4 @@ def _joint_digest(*digests: str) -> str:
 
 
 def _head_signals(output: HeadOutput | None) -> dict[str, float]:
-    if output is None:
-        return {}
-    return {
-        "probability": float(output.probability),
-        "margin": float(output.margin),
-        "similarity": float(output.similarity),
-        "score": float(output.score),
-    }
+    return {} if output is None else output.signals

@@ -14,8 +14,9 @@ from edge.errors import ConfigError, LoadError, StoreError
 from edge.judge import check_schema
 from edge.local import LocalTask
 from edge.pack import load_task
+from edge.policy.rules import read_rules
 from edge.store.weights import MANIFEST, Manifest, ModelStore
-from edge.task import Pack
+from edge.task import Pack, TaskSpec
 from edge.types import Kind
 
 _NEEDED = {
@@ -30,7 +31,7 @@ def all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
     """Return the state folder's tasks and the pack's, which win.
 
     Raises:
-        ConfigError: a task file or a schema is wrong.
+        ConfigError: a task file, a schema or a condition is wrong.
         StoreError: the state folder cannot be read.
 
     """
@@ -40,9 +41,18 @@ def all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
         if spec.output_schema is not None:
             check_schema(name, spec.output_schema)
     return {
-        name: LocalTask(name, spec, pack.prompts.get(spec.prompt or ""))
+        name: LocalTask(
+            name,
+            spec,
+            pack.prompts.get(spec.prompt or ""),
+            read_rules(name, _written(spec), context=pack.context),
+        )
         for name, spec in specs.items()
     }
+
+
+def _written(spec: TaskSpec) -> list[tuple[str, str | None]]:
+    return [(rule.condition, rule.model) for rule in spec.routing.escalate_if]
 
 
 def model_store(pack: Pack, state: Path) -> ModelStore:

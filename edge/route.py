@@ -6,9 +6,12 @@ afterwards what becomes of the draft. No I/O, no clock: the same values give the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from edge.policy.conditions import evaluate
+from edge.policy.rules import Rule
 from edge.task import TaskSpec
 from edge.types import Draft, Kind, Reason, Verdict
 
@@ -47,6 +50,30 @@ class Plan:
     calls_left: int
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is asked of a draft at this moment.
+
+    Attributes:
+        threshold: an answer is kept from this confidence on; ``None`` for the task's
+            ``keep_above``.
+        certified: a certificate stands behind the threshold.
+        alarmed: a watch has raised the threshold since it was certified.
+        rules: of the policy, in order.
+        context: what the app told of the call, for the rules.
+        charge_usd: what asking costs at the budget's current price; ``None`` where asking because
+            it is worth it is out of the question.
+
+    """
+
+    threshold: float | None = None
+    certified: bool = False
+    alarmed: bool = False
+    rules: tuple[Rule, ...] = ()
+    context: Mapping[str, object] = field(default_factory=dict)
+    charge_usd: float | None = None
+
+
 class Action(StrEnum):
     """What becomes of a draft."""
 
@@ -58,11 +85,19 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An action, whether it goes into the queue, and why."""
+    """An action, whether it goes into the queue, and why.
+
+    Attributes:
+        pool: whom to ask; the task's own where ``None``.
+        certified: a certificate covers the kept answer.
+
+    """
 
     action: Action
     reasons: tuple[Reason, ...]
     queue: bool = False
+    pool: str | None = None
+    certified: bool = False
 
 
 def plan(task: TaskSpec, now: Circumstances) -> Plan:
@@ -89,13 +124,50 @@ def _cloud_blocked(task: TaskSpec, now: Circumstances) -> Reason | None:
     return None if now.has_pool and task.kind is not Kind.EMBED else Reason.NO_POOL
 
 
-def decide(task: TaskSpec, the_plan: Plan, draft: Draft | None, verdict: Verdict) -> Decision:
-    """Say what becomes of a draft, or of a task no local model could answer."""
-    doubts = _doubts(task, draft, verdict)
-    if not doubts:
-        sure = Reason.UNCALIBRATED if verdict.confidence is None else Reason.CONFIDENT
-        return Decision(Action.KEEP, (sure, *verdict.reasons))
-    reasons = (*doubts, *(reason for reason in verdict.reasons if reason not in doubts))
+def decide(
+    task: TaskSpec,
+    the_plan: Plan,
+    draft: Draft | None,
+    verdict: Verdict,
+    *,
+    terms: Terms = Terms(),
+    calls: int = 1,
+) -> Decision:
+    """Say what becomes of a draft, or of a task no local model could answer.
+
+    Args:
+        task: what was asked.
+        the_plan: see ``plan``.
+        draft: of the local model that answered last.
+        verdict: over that draft.
+        terms: what is asked of it.
+        calls: local calls made so far.
+
+    """
+    rule = _matched(draft, verdict, terms)
+    doubts = _doubts(task, draft, verdict, terms)
+    if rule is not None:
+        doubts = (Reason.CONDITION, *doubts)
+    affordable = the_plan.calls_left >= (1 if draft is None else calls + 1)
+    if doubts:
+        reasons = (*doubts, *(reason for reason in verdict.reasons if reason not in doubts))
+        return _not_kept(
+            task, the_plan, reasons, pool=rule.pool if rule else None, affordable=affordable
+        )
+    free = the_plan.cloud_blocked is None and affordable
+    if free and _is_worth_it(task, verdict, terms):
+        return Decision(Action.ESCALATE, (Reason.WORTH_ASKING, *verdict.reasons))
+    return _keep(verdict, terms)
+
+
+def _not_kept(
+    task: TaskSpec,
+    the_plan: Plan,
+    reasons: tuple[Reason, ...],
+    *,
+    pool: str | None,
+    affordable: bool,
+) -> Decision:
     if task.routing.below == "abstain":
         return Decision(Action.ABSTAIN, reasons)
     if task.routing.below == "defer":
@@ -103,17 +175,58 @@ def decide(task: TaskSpec, the_plan: Plan, draft: Draft | None, verdict: Verdict
     if the_plan.cloud_blocked is not None:
         blocked = (*reasons, the_plan.cloud_blocked)
         return Decision(Action.DEFER, blocked, queue=the_plan.may_queue)
-    if the_plan.calls_left < (1 if draft is None else 2):
+    if not affordable:
         return Decision(Action.DEFER, (*reasons, Reason.CALL_LIMIT))
-    return Decision(Action.ESCALATE, reasons)
+    return Decision(Action.ESCALATE, reasons, pool=pool)
 
 
-def _doubts(task: TaskSpec, draft: Draft | None, verdict: Verdict) -> tuple[Reason, ...]:
+def values_of(draft: Draft | None, verdict: Verdict, terms: Terms) -> dict[str, object]:
+    """Return what the conditions of a policy may look at."""
+    signals = draft.signals if draft else {}
+    return {**terms.context, **signals, "confidence": verdict.confidence}
+
+
+def _keep(verdict: Verdict, terms: Terms) -> Decision:
+    certified = terms.certified and verdict.confidence is not None
+    if verdict.confidence is None:
+        sure = Reason.UNCALIBRATED
+    else:
+        sure = Reason.CERTIFIED if certified else Reason.CONFIDENT
+    return Decision(Action.KEEP, (sure, *verdict.reasons), certified=certified)
+
+
+def _matched(draft: Draft | None, verdict: Verdict, terms: Terms) -> Rule | None:
+    """Return the first rule that is known to hold."""
+    if not terms.rules:
+        return None
+    values = values_of(draft, verdict, terms)
+    return next((rule for rule in terms.rules if evaluate(rule.condition, values).holds), None)
+
+
+def _is_worth_it(task: TaskSpec, verdict: Verdict, terms: Terms) -> bool:
+    """Whether the pool's better chance is worth more than what asking costs now."""
+    value = task.routing.value_usd
+    if value is None or terms.charge_usd is None or verdict.confidence is None:
+        return False
+    return float(value) * (task.routing.cloud_accuracy - verdict.confidence) > terms.charge_usd
+
+
+def _doubts(
+    task: TaskSpec, draft: Draft | None, verdict: Verdict, terms: Terms
+) -> tuple[Reason, ...]:
     """Return why the local draft cannot stand; empty where it can."""
     if draft is None:
         return verdict.reasons or (Reason.NO_LOCAL_MODEL,)
     if not verdict.valid:
         return (Reason.INVALID_OUTPUT,)
+    if task.routing.risk is not None and not terms.certified:
+        # A share of errors was asked for, and nothing promises it.
+        return (Reason.UNCERTIFIED,)
     if verdict.confidence is None:
-        return () if task.routing.keep_uncalibrated else (Reason.UNCALIBRATED,)
-    return () if verdict.confidence >= task.routing.keep_above else (Reason.LOW_CONFIDENCE,)
+        may_stay = task.routing.keep_uncalibrated and task.routing.risk is None
+        return () if may_stay else (Reason.UNCALIBRATED,)
+    threshold = task.routing.keep_above if terms.threshold is None else terms.threshold
+    if verdict.confidence >= threshold:
+        return ()
+    alarm = (Reason.WATCH_ALARM,) if terms.alarmed else ()
+    return (Reason.LOW_CONFIDENCE, *alarm)

@@ -7,35 +7,40 @@ when offline.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
-from edge.admit import Call, admit, check_text
-from edge.backends.onnx_choice import FILE as DEVICE_CHOICES
+from edge.admit import Call, admit, check_context, check_text
+from edge.backends.onnx.choice import FILE as DEVICE_CHOICES
+from edge.calibrations import Calibrations
 from edge.config import is_offline, state_folder
+from edge.considering import Considered, Considering
 from edge.drain import Drained, Draining
-from edge.errors import Busy, GenerationError, InputError
-from edge.escalate import FINAL, Escalation, Outcome
-from edge.judge import judge
+from edge.errors import GenerationError, InputError
+from edge.escalate import Escalation, Outcome
 from edge.local import LocalModels, LocalTask
+from edge.oversight import Oversight
 from edge.pack import find_pack, limit_memory, load_pack
+from edge.record import Recorder, answer_digest
 from edge.roster import all_tasks, check_models, model_store
-from edge.route import Action, Circumstances, Decision, Plan, decide, plan
+from edge.route import Action, Circumstances, Plan, plan
+from edge.spending import Spending
 from edge.store.book import Book
+from edge.store.states import States
 from edge.store.traces import Traces
 from edge.task import Pack
-from edge.types import Choice, Draft, Json, Kind, Reason, Result, Route, Verdict
+from edge.types import Choice, Draft, Json, Kind, Reason, Result
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
 
-_ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
+Context: TypeAlias = Mapping[str, str | float | bool | None]
+"""What an app tells of a call besides its text, by the names that the pack declares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class Runtime:
             memory=pack.memory,
             choices=state / DEVICE_CHOICES,
             snapshots=state / "kv",
+            calibrations=Calibrations(store, state),
         )
         budget = pack.budget
         self.book = Book.open(
@@ -78,6 +84,13 @@ class Runtime:
             period=budget.period if budget else "month",
         )
         self.traces = Traces.open(state)
+        self.states = States.open(state)
+        self.oversight = Oversight(self.states, self.models.calibrations)
+        self._spending = Spending(self.states, budget, pack.pools, labels=self.models.labels)
+        self._recorder = Recorder(pack, self.book, self.traces)
+        self._considering = Considering(
+            self._tasks, self.models, oversight=self.oversight, spending=self._spending
+        )
         self._escalation = Escalation(self.book, open_pool=open_pool or self._open_pool)
         self._draining = Draining(
             self.book,
@@ -85,28 +98,33 @@ class Runtime:
             self._escalation,
             labels=self.models.labels,
             circumstances=self._circumstances,
+            audited=self._audited,
         )
 
-    def run(self, task: str, text: str) -> Result:
+    def run(self, task: str, text: str, *, context: Context | None = None) -> Result:
         """Answer one text.
 
         Args:
             task: the name of a task in the pack.
             text: the input.
+            context: what the pack's conditions may look at besides, by declared name.
 
         Raises:
             ConfigError: there is no such task.
-            InputError: the text is empty, too long, or not valid Unicode.
+            InputError: the text is empty, too long, or not valid Unicode; or the context holds
+                what the pack does not declare.
             ModelError: the local model is missing, damaged, or failed and nothing else may answer.
             StoreError: the state folder cannot be written.
 
         """
-        call = admit(self._tasks, task, text)
+        call = self._admit(task, text, context)
         the_plan = plan(call.spec, self._circumstances(call))
-        draft = self._generate(call) if the_plan.local else None
+        draft = self._considering.draft(call.local, text) if the_plan.local else None
         return self._finish(call, the_plan, draft)
 
-    def map(self, task: str, texts: Sequence[str]) -> list[Result]:
+    def map(
+        self, task: str, texts: Sequence[str], *, context: Context | None = None
+    ) -> list[Result]:
         """Answer several texts in order; all are admitted before the first is answered.
 
         Raises:
@@ -121,15 +139,15 @@ class Runtime:
                 hint="Call run, or pass a list.",
             )
         calls = [admit(self._tasks, task, text) for text in texts]
-        return [self.run(call.name, call.text) for call in calls]
+        return [self.run(call.name, call.text, context=context) for call in calls]
 
-    async def arun(self, task: str, text: str) -> Result:
+    async def arun(self, task: str, text: str, *, context: Context | None = None) -> Result:
         """Answer one text without blocking the event loop."""
         import asyncio
 
-        return await asyncio.to_thread(self.run, task, text)
+        return await asyncio.to_thread(self.run, task, text, context=context)
 
-    def stream(self, task: str, text: str) -> Iterator[Chunk]:
+    def stream(self, task: str, text: str, *, context: Context | None = None) -> Iterator[Chunk]:
         """Yield a generated text as it comes and, last, a chunk with the result.
 
         Raises:
@@ -137,7 +155,7 @@ class Runtime:
             GenerationError: the model failed when a part of the text was out already.
 
         """
-        call = admit(self._tasks, task, text)
+        call = self._admit(task, text, context)
         if call.spec.kind is not Kind.GENERATE:
             raise InputError(
                 f"Task {task} is of kind {call.spec.kind}; only generate can be streamed.",
@@ -210,6 +228,34 @@ class Runtime:
             vectors = encoder.embed(texts)
         return [[float(x) for x in vector] for vector in vectors]
 
+    def correct(self, trace_id: str, right: Json) -> bool:
+        """Say what the right answer to a task would have been.
+
+        It becomes a label for the next calibration. Users correct what is wrong and pass over what
+        is right, so a correction alone raises no alarm; many of them are a warning.
+
+        Args:
+            trace_id: of the result.
+            right: the right answer; the one given where it was right.
+
+        Returns:
+            whether users alone already correct more answers than the task's promise allows.
+
+        Raises:
+            InputError: there is no trace of that id, or it has no answer of this device.
+
+        """
+        trace = self.traces.get(trace_id)
+        task = self._tasks.get(trace["task"]) if trace else None
+        answer = (trace or {}).get("detail", {}).get("answer_sha256")
+        if trace is None or task is None or answer is None:
+            raise InputError(
+                f"There is no answer of this device under the trace {trace_id!r}.",
+                hint="Pass Result.trace_id of a task that a local model answered.",
+            )
+        good = answer_digest(right) == answer
+        return self.oversight.corrected(task, trace_id, right=good, at=time.time())
+
     def tasks(self) -> dict[str, LocalTask]:
         """Return the tasks by name."""
         return dict(self._tasks)
@@ -232,6 +278,7 @@ class Runtime:
         """Free models, clients and files; calling twice is harmless."""
         self.models.close()
         self._escalation.close()
+        self.states.close()
         self.traces.close()
         self.book.close()
 
@@ -246,12 +293,9 @@ class Runtime:
             offline=self._offline, has_pool=call.spec.routing.pool in self._pack.pools
         )
 
-    def _generate(self, call: Call) -> Draft | None:
-        """Ask the local model; a failure on this input is no draft, a broken model is an error."""
-        try:
-            return self.models.draft(call.local, call.text)
-        except GenerationError:
-            return None
+    def _admit(self, task: str, text: str, context: Context | None) -> Call:
+        call = admit(self._tasks, task, text)
+        return replace(call, context=check_context(context, self._pack.context))
 
     def _pieces(self, call: Call) -> Iterator[str | Draft]:
         """Stream from the local model; a failure before any text is no draft, as in ``run``."""
@@ -266,74 +310,45 @@ class Runtime:
 
     def _finish(self, call: Call, the_plan: Plan, draft: Draft | None) -> Result:
         """Judge, decide, escalate where it was decided so, and record."""
-        missing = Reason.LOCAL_MODEL_FAILED if the_plan.local else Reason.NO_LOCAL_MODEL
-        nothing = Verdict(valid=False, confidence=None, reasons=(missing,))
-        verdict = judge(call.spec, draft) if draft else nothing
-        decision = decide(call.spec, the_plan, draft, verdict)
-        outcome = self._escalate(call) if decision.action is Action.ESCALATE else None
-        return self._record(call, draft, verdict, decision, outcome)
+        found = self._considering.consider(call, the_plan, draft)
+        outcome = None
+        if found.decision.action is Action.ESCALATE:
+            outcome = self._escalate(call, the_plan, found)
+        if call.spec.routing.value_usd is not None:
+            self._paid(call, the_plan, found, outcome)
+        return self._recorder.record(call, the_plan, found, outcome)
 
-    def _escalate(self, call: Call) -> Outcome:
+    def _paid(self, call: Call, the_plan: Plan, found: Considered, outcome: Outcome | None) -> None:
+        """Let the price of the budget follow what was spent."""
+        self._spending.passed(
+            call,
+            outcome.cost_microusd if outcome else 0,
+            premium=Reason.WORTH_ASKING in found.decision.reasons,
+            reachable=the_plan.cloud_blocked is None,
+        )
+
+    def _escalate(self, call: Call, the_plan: Plan, found: Considered) -> Outcome:
+        pool = found.decision.pool
         return self._escalation.ask(
             call.name,
-            call.spec,
+            call.spec if pool is None else call.spec.asking(pool),
             call.text,
             trace_id=call.trace_id,
             labels=self.models.labels(call.local),
+            draft=found.draft,
+            calls_left=max(1, the_plan.calls_left - found.calls),
         )
 
-    def _record(
-        self,
-        call: Call,
-        draft: Draft | None,
-        verdict: Verdict,
-        decision: Decision,
-        outcome: Outcome | None,
-    ) -> Result:
-        """Put what must wait into the queue, write the trace, and return the result."""
-        reasons = decision.reasons + ((outcome.reason,) if outcome else ())
-        answered = outcome.draft if outcome else None
-        action, queue = decision.action, decision.queue
-        if outcome is not None and answered is None:
-            action, queue = Action.DEFER, outcome.reason not in FINAL
-        own = draft.value if draft and verdict.valid and action is not Action.ABSTAIN else None
-        task_id = self._queue(call, reasons[-1], own) if action is Action.DEFER and queue else None
-        if action is Action.DEFER and queue:
-            reasons += (Reason.QUEUED if task_id else Reason.QUEUE_FULL,)
-        shown = answered or draft
-        result = Result(
-            value=answered.value if answered else own,
-            confidence=None if answered else verdict.confidence,
-            certified=False,
-            route=Route.CLOUD if answered else _ROUTES.get(action, Route.DEFERRED),
-            provisional=task_id is not None,
-            model=shown.model if shown else None,
-            device=shown.device if shown else None,
-            cost_microusd=outcome.cost_microusd if outcome else 0,
-            latency_ms=(time.perf_counter() - call.started) * 1e3,
-            tokens_in=shown.usage.tokens_in if shown else 0,
-            tokens_out=shown.usage.tokens_out if shown else 0,
-            trace_id=call.trace_id,
-            reasons=reasons,
-            task=call.name,
-            task_id=task_id,
+    def _audited(self, call: Call, about: Mapping[str, Any], own: Json, answer: Json) -> None:
+        """Take the cloud's word on a kept answer that was picked for an audit."""
+        self.oversight.audited(
+            call.local,
+            call.trace_id,
+            right=own == answer,
+            propensity=float(about["propensity"]),
+            rung=int(about["rung"]),
+            at=time.time(),
         )
-        self.traces.append(_trace(result, call.text, draft))
-        return result
-
-    def _queue(self, call: Call, why: Reason, provisional: Json) -> str | None:
-        """Let a task wait; ``None`` where the queue is full, which costs no answer."""
-        try:
-            return self.book.queue.put(
-                call.name,
-                text=call.text,
-                payload={"pack": self._pack.name, "pack_version": self._pack.version},
-                reason=why.value,
-                provisional=provisional,
-                trace_id=call.trace_id,
-            )
-        except Busy:
-            return None
 
     def _open_pool(self, name: str) -> Pool:
         from edge.cloud.pool import Pool  # an HTTP client, once a task leaves the device
@@ -368,25 +383,3 @@ def open_runtime(
     """
     loaded = limit_memory(load_pack(find_pack(os.fspath(pack))), memory_mb)
     return Runtime(loaded, state_folder(state), offline=is_offline(offline), threads=threads)
-
-
-def _trace(result: Result, text: str, draft: Draft | None) -> dict[str, Any]:
-    """Return a trace's row; neither the input's text nor the answer is in it."""
-    return {
-        "trace_id": result.trace_id,
-        "at": time.time(),
-        "task": result.task,
-        "route": result.route.value,
-        "model": result.model,
-        "device": result.device,
-        "confidence": result.confidence,
-        "cost_microusd": result.cost_microusd,
-        "latency_ms": result.latency_ms,
-        "tokens_in": result.tokens_in,
-        "tokens_out": result.tokens_out,
-        "reasons": [reason.value for reason in result.reasons],
-        "input_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "input_chars": len(text),
-        "text": None,
-        "detail": {"signals": draft.signals, "digest": draft.digest} if draft else {},
-    }

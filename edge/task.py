@@ -38,17 +38,63 @@ class TaskBudget(_Model):
     max_output_tokens: int = Field(default=128, ge=1)
 
 
+class EscalateIf(_Model):
+    """A rule of the policy: ask the cloud where a condition is known to hold.
+
+    Attributes:
+        condition: over ``confidence``, the signals and what the pack declares in ``context``; see
+            ``edge.policy.conditions``.
+        model: name of the pool to ask; the task's own where ``None``.
+
+    """
+
+    condition: str
+    model: str | None = None
+
+
 class Routing(_Model):
     """When a local answer is kept and what happens otherwise.
 
-    ``keep_above`` is compared with the calibrated confidence; answers without one are kept when
-    they are valid, unless ``keep_uncalibrated`` is false.
+    Attributes:
+        keep_above: an answer is kept from this calibrated confidence on.
+        risk: share of the kept answers that may be wrong. The threshold is then that of the
+            calibration's certificate, and ``keep_above`` counts where there is none.
+        contract: what is promised of that share; see ``edge.confidence.certificate``.
+        below: what becomes of the others.
+        keep_uncalibrated: keep valid answers that have no confidence.
+        uncertified: with ``risk``, what an answer that no certificate covers is given back as
+            when money or network is gone: itself, marked, or nothing.
+        pool: whom to ask.
+        then: name of a task whose local model is asked before the cloud is.
+        escalate_if: rules that send an answer up whatever its confidence.
+        value_usd: what a right answer is worth over a wrong one. With it an answer also goes up
+            where that is worth more than it costs at the budget's current price.
+        cloud_accuracy: probability that the pool is right, for ``value_usd``.
+        premium_share: of this task's calls, at most so many go up because they are worth it.
+        audit_rate: share of kept answers checked by the cloud; 0.02 with ``risk``, else 0.
+
     """
 
     keep_above: float = Field(default=0.7, ge=0.0, le=1.0)
+    risk: float | None = Field(default=None, gt=0.0, lt=1.0)
+    contract: Literal["kept_risk", "undetected_failures"] = "kept_risk"
     below: Below = "escalate"
     keep_uncalibrated: bool = True
+    uncertified: Literal["return", "withhold"] = "return"
     pool: str = "default"
+    then: str | None = None
+    escalate_if: tuple[EscalateIf, ...] = ()
+    value_usd: Decimal | None = Field(default=None, ge=0, max_digits=15, decimal_places=6)
+    cloud_accuracy: float = Field(default=0.97, gt=0.0, le=1.0)
+    premium_share: float = Field(default=1.0, ge=0.0, le=1.0)
+    audit_rate: float | None = Field(default=None, ge=0.0, le=1.0)
+
+    @property
+    def audits(self) -> float:
+        """The share of kept answers to check."""
+        if self.audit_rate is not None:
+            return self.audit_rate
+        return 0.02 if self.risk is not None else 0.0
 
 
 class Privacy(_Model):
@@ -210,6 +256,11 @@ class TaskSpec(_Model):
     privacy: Privacy = Privacy()
     samples: tuple[str, ...] = ()
 
+    def asking(self, pool: str) -> TaskSpec:
+        """Return the same task with another pool to ask."""
+        routing = self.routing.model_copy(update={"pool": pool})
+        return self.model_copy(update={"routing": routing})
+
     @model_validator(mode="after")
     def _whole(self) -> TaskSpec:
         decodes = self.kind in {Kind.EXTRACT, Kind.GENERATE} or bool(self.labels)
@@ -259,12 +310,16 @@ class LocalModel(_Model):
 
 
 class Pack(_Model):
-    """A named set of tasks with everything they refer to."""
+    """A named set of tasks with everything they refer to.
+
+    ``context`` declares what an app may tell of a call besides its text, for conditions.
+    """
 
     name: str = Field(pattern=_NAME)
     version: int = Field(ge=1)
     description: str = ""
     budget: Budget | None = None
+    context: dict[str, Literal["number", "text", "flag"]] = {}
     memory: Memory = Memory()
     models: dict[str, LocalModel] = {}
     pools: dict[str, PoolSpec] = {}
@@ -284,4 +339,21 @@ class Pack(_Model):
         for name, task in self.tasks.items():
             if task.prompt is not None and task.prompt not in self.prompts:
                 raise ValueError(f"task {name} names the unknown prompt {task.prompt!r}")
+            self._check_next(name, task)
+            for rule in task.routing.escalate_if:
+                if rule.model is not None and rule.model not in self.pools:
+                    raise ValueError(f"task {name} escalates to the unknown pool {rule.model!r}")
         return self
+
+    def _check_next(self, name: str, task: TaskSpec) -> None:
+        then = task.routing.then
+        if then is None:
+            return
+        after = self.tasks.get(then)
+        if after is None or after.kind is not task.kind or after.model is None or then == name:
+            raise ValueError(
+                f"task {name} goes on with {then!r}, which is no other task of kind {task.kind} "
+                "with a local model"
+            )
+        if after.routing.then is not None:
+            raise ValueError(f"task {name} goes on with {then!r}, which goes on itself")

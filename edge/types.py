@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias, Union
@@ -35,7 +35,15 @@ class Reason(StrEnum):
     """Why a task went the way it went; a Result carries one or more."""
 
     CONFIDENT = "confident"
+    CERTIFIED = "certified"
     LOW_CONFIDENCE = "low_confidence"
+    UNCERTIFIED = "uncertified"
+    WITHHELD = "withheld"
+    CONDITION = "condition"
+    WORTH_ASKING = "worth_asking"
+    NEXT_TIER = "next_tier"
+    AUDITED = "audited"
+    WATCH_ALARM = "watch_alarm"
     UNCALIBRATED = "uncalibrated"
     INVALID_OUTPUT = "invalid_output"
     NO_LOCAL_MODEL = "no_local_model"
@@ -278,9 +286,14 @@ class Draft:
         digest: sha256 of its weights (and head), the key of a calibration.
         device: for example ``cpu``.
         confidence: calibrated probability of being right where the model carries a calibration.
+        interval: within which that probability lies (Venn-Abers), where the calibration says so.
         text: the answer as generated, before parsing; empty for heads and encoders.
         truncated: the input was cut to the task's limit.
         problem: why the draft cannot be a valid answer, or ``None``.
+        candidates: labels of a classification that are still likely, best first; empty where
+            nothing is known of that.
+        fields: signals of the single fields of an extraction, by name.
+        doubtful: names of the fields of an extraction that are not trusted.
 
     """
 
@@ -294,10 +307,16 @@ class Draft:
     text: str = ""
     truncated: bool = False
     problem: str | None = None
+    interval: tuple[float, float] | None = None
+    candidates: tuple[str, ...] = ()
+    fields: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    doubtful: tuple[str, ...] = ()
 
-    def with_confidence(self, confidence: float | None) -> Draft:
+    def with_confidence(
+        self, confidence: float | None, *, interval: tuple[float, float] | None = None
+    ) -> Draft:
         """Return the same draft with a calibrated confidence."""
-        return dataclasses.replace(self, confidence=confidence)
+        return dataclasses.replace(self, confidence=confidence, interval=interval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +341,7 @@ class Result:
         cost_microusd: money spent on this task in millionths of a dollar.
         reasons: why it went this way, most decisive first.
         task_id: key under which a deferred task waits in the queue, else ``None``.
+        interval: within which the confidence lies (Venn-Abers); ``None`` where it is not known.
 
     """
 
@@ -340,6 +360,7 @@ class Result:
     reasons: tuple[Reason, ...]
     task: str = ""
     task_id: str | None = None
+    interval: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

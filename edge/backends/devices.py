@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edge.backends.llama_library import accelerators, llama_library
-from edge.backends.onnx_session import available_devices, onnx_library
+from edge.backends.llama.library import accelerators, llama_library
+from edge.backends.onnx.session import available_devices, onnx_library
 from edge.backends.threads import thread_candidates
 from edge.errors import LoadError
 

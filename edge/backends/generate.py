@@ -15,7 +15,7 @@ import codecs
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, Required, TypedDict, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,39 +53,49 @@ class Generation:
     usage: Usage
 
 
+class Options(TypedDict, total=False):
+    """What ``generate`` and ``stream`` take besides the prompt.
+
+    Attributes:
+        params: how tokens are drawn.
+        max_tokens: >= 1, the most tokens generated.
+        stop: strings that end the text and are not part of it; none by default.
+        cancel: asked before every forward pass.
+        allowed: gives the mask of the next token, uint32 ``[ceil(vocab_size / 32)]``, where bit
+            ``i % 32`` of word ``i // 32`` allows token ``i``.
+        forced: gives tokens that must follow once the first one is drawn; the next forward pass
+            takes in all of them.
+        shared: how many of the first prompt tokens other prompts begin with too, 0 by default; a
+            decoder with a scheduler keeps what it computed for them.
+        statistics: read log-probability, entropy and the rest off every row, which is the default;
+            ``stats`` is empty without it.
+
+    """
+
+    params: Required[SamplingParams]
+    max_tokens: Required[int]
+    stop: Sequence[str]
+    cancel: Callable[[], bool] | None
+    allowed: Allowed | None
+    forced: Forced | None
+    shared: int
+    statistics: bool
+
+
 def generate(
     decoder: Decoder,
     prompt_tokens: Sequence[int],
     *,
-    params: SamplingParams,
-    max_tokens: int,
-    stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
-    cancel: Callable[[], bool] | None = None,
-    allowed: Allowed | None = None,
-    forced: Forced | None = None,
-    shared: int = 0,
-    statistics: bool = True,
+    **options: Unpack[Options],
 ) -> Generation:
     """Generate to the end.
 
     Arguments and errors are those of ``stream``; ``on_text`` is called with each piece of text as
     soon as it is certain.
     """
-    steps = _start(
-        decoder,
-        prompt_tokens,
-        params=params,
-        max_tokens=max_tokens,
-        stop=stop,
-        cancel=cancel,
-        allowed=allowed,
-        forced=forced,
-        shared=shared,
-        statistics=statistics,
-        streams=on_text is not None,
-    )
-    for step in steps:
+    run = _Run(decoder, prompt_tokens, **options)
+    for step in _start(run, streams=on_text is not None):
         if isinstance(step, Generation):
             return step
         if on_text is not None:
@@ -94,35 +104,14 @@ def generate(
 
 
 def stream(
-    decoder: Decoder,
-    prompt_tokens: Sequence[int],
-    *,
-    params: SamplingParams,
-    max_tokens: int,
-    stop: Sequence[str] = (),
-    cancel: Callable[[], bool] | None = None,
-    allowed: Allowed | None = None,
-    forced: Forced | None = None,
-    shared: int = 0,
-    statistics: bool = True,
+    decoder: Decoder, prompt_tokens: Sequence[int], **options: Unpack[Options]
 ) -> Iterator[str | Generation]:
     """Yield pieces of text as they become certain and, last, the ``Generation``.
 
     Args:
         decoder: the model; one sequence of it is held until the iterator ends or is closed.
         prompt_tokens: at least one token; they count for the penalties.
-        params: how tokens are drawn.
-        max_tokens: >= 1, the most tokens generated.
-        stop: strings that end the text and are not part of it.
-        cancel: asked before every forward pass.
-        allowed: gives the mask of the next token, uint32 ``[ceil(vocab_size / 32)]``, where bit
-            ``i % 32`` of word ``i // 32`` allows token ``i``.
-        forced: gives tokens that must follow once the first one is drawn; the next forward pass
-            takes in all of them.
-        shared: how many of the first prompt tokens other prompts begin with too; a decoder with a
-            scheduler keeps what it computed for them.
-        statistics: read log-probability, entropy and the rest off every row; ``stats`` is empty
-            without it.
+        options: ``params``, ``max_tokens`` and what else ``Options`` names.
 
     Raises:
         InputError: the prompt is empty or does not fit the context, or an argument is wrong.
@@ -130,49 +119,7 @@ def stream(
         GenerationError: the engine failed.
 
     """
-    return _start(
-        decoder,
-        prompt_tokens,
-        params=params,
-        max_tokens=max_tokens,
-        stop=stop,
-        cancel=cancel,
-        allowed=allowed,
-        forced=forced,
-        shared=shared,
-        statistics=statistics,
-        streams=True,
-    )
-
-
-def _start(
-    decoder: Decoder,
-    prompt_tokens: Sequence[int],
-    *,
-    params: SamplingParams,
-    max_tokens: int,
-    stop: Sequence[str],
-    cancel: Callable[[], bool] | None,
-    allowed: Allowed | None,
-    forced: Forced | None,
-    shared: int,
-    statistics: bool,
-    streams: bool,
-) -> Iterator[str | Generation]:
-    _check(decoder, prompt_tokens, max_tokens, stop)
-    run = _Run(
-        decoder,
-        prompt_tokens,
-        params=params,
-        max_tokens=max_tokens,
-        stop=stop,
-        allowed=allowed,
-        forced=forced,
-        statistics=statistics,
-    )
-    if decoder.scheduler is None:
-        return _steps(run, cancel)
-    return _native(decoder.scheduler, run, cancel, shared=shared, streams=streams)
+    return _start(_Run(decoder, prompt_tokens, **options), streams=True)
 
 
 def _check(
@@ -194,7 +141,7 @@ def _check(
 
 
 class _Run:
-    """The state of one generation."""
+    """The state of one generation; its arguments are those of ``stream``."""
 
     def __init__(
         self,
@@ -203,18 +150,23 @@ class _Run:
         *,
         params: SamplingParams,
         max_tokens: int,
-        stop: Sequence[str],
-        allowed: Allowed | None,
-        forced: Forced | None,
-        statistics: bool,
+        stop: Sequence[str] = (),
+        cancel: Callable[[], bool] | None = None,
+        allowed: Allowed | None = None,
+        forced: Forced | None = None,
+        shared: int = 0,
+        statistics: bool = True,
     ) -> None:
+        _check(decoder, prompt_tokens, max_tokens, stop)
         self.decoder = decoder
         self.prompt = list(prompt_tokens)
         self.room = min(max_tokens, decoder.info.context - len(self.prompt))
         self.sampler = Sampler(params, decoder.info.vocab_size, statistics=statistics)
         self.sampler.accept_all(self.prompt)
+        self.cancel = cancel
         self.allowed = allowed
         self.forced = forced
+        self.shared = shared
         self.text = _Text(tuple(stop))
         self.tokens: list[int] = []
         self.stats: list[TokenStats] = []
@@ -255,14 +207,13 @@ class _Run:
         )
 
 
-def _native(
-    scheduler: Scheduler,
-    run: _Run,
-    cancel: Callable[[], bool] | None,
-    *,
-    shared: int,
-    streams: bool,
-) -> Iterator[str | Generation]:
+def _start(run: _Run, *, streams: bool) -> Iterator[str | Generation]:
+    if run.decoder.scheduler is None:
+        return _steps(run)
+    return _native(run.decoder.scheduler, run, streams=streams)
+
+
+def _native(scheduler: Scheduler, run: _Run, *, streams: bool) -> Iterator[str | Generation]:
     """Let the scheduler run the steps; only bytes become characters here."""
     request = Request(
         run.sampler,
@@ -277,8 +228,8 @@ def _native(
         request,
         allowed=run.allowed,
         forced=run.forced,
-        cancel=cancel,
-        prefix=tuple(run.prompt[:shared]),
+        cancel=run.cancel,
+        prefix=tuple(run.prompt[: run.shared]),
     )
     released = []
     for piece in scheduler.stream(ticket):
@@ -294,10 +245,10 @@ def _native(
     )
 
 
-def _steps(run: _Run, cancel: Callable[[], bool] | None) -> Iterator[str | Generation]:
+def _steps(run: _Run) -> Iterator[str | Generation]:
     sequence = run.decoder.sequence()
     try:
-        finish = yield from _tokens(run, sequence, cancel)
+        finish = yield from _tokens(run, sequence)
     finally:
         sequence.close()
     if piece := run.text.release(last=True):
@@ -305,12 +256,10 @@ def _steps(run: _Run, cancel: Callable[[], bool] | None) -> Iterator[str | Gener
     yield run.result(finish)
 
 
-def _tokens(
-    run: _Run, sequence: DecoderSequence, cancel: Callable[[], bool] | None
-) -> Generator[str, None, Finish]:
+def _tokens(run: _Run, sequence: DecoderSequence) -> Generator[str, None, Finish]:
     ahead: Sequence[int] = run.prompt
     while True:
-        if cancel is not None and cancel():
+        if run.cancel is not None and run.cancel():
             return "cancelled"
         ahead, finish = run.step(sequence.forward(ahead))
         if finish is not None:

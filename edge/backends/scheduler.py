@@ -39,7 +39,7 @@ Forced = Callable[[Sequence[int]], Sequence[int]]
 
 
 class Sequences(Protocol):
-    """Where the sequences of a context come from; see ``edge.backends.llamacpp``."""
+    """Where the sequences of a context come from; see ``edge.backends.llama.decoder``."""
 
     def try_take(self) -> int | None:
         """Return a free sequence, or ``None``."""
@@ -51,7 +51,7 @@ class Sequences(Protocol):
 
 
 class Prefixes(Protocol):
-    """Prompts' beginnings that outlive the process; see ``edge.backends.prefixes``."""
+    """Prompts' beginnings that outlive the process; see ``edge.backends.llama.prefixes``."""
 
     def load(self, tokens: tuple[int, ...], sequence: int) -> bool:
         """Fill an empty sequence; ``False`` where there is no sound snapshot."""

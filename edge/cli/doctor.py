@@ -14,8 +14,8 @@ from rich.markup import escape
 
 import edge
 from edge.backends.devices import Devices, survey
-from edge.backends.llama_engine import mismatch
-from edge.backends.llama_library import llama_library
+from edge.backends.llama.engine import mismatch
+from edge.backends.llama.library import llama_library
 from edge.cli import show
 from edge.cli.models import store
 from edge.cli.placements import placements, sentence

@@ -19,30 +19,25 @@ from typing import Any
 import httpx
 
 from edge.cloud.breaker import Breaker
-from edge.cloud.chat import Message, Reply, read_reply, request_body, short_name
+from edge.cloud.chat import Message, request_body
+from edge.cloud.exchange import (
+    MAX_BODY_BYTES,
+    Call,
+    Completed,
+    Exchange,
+    endpoint,
+    late,
+    was_closed,
+)
 from edge.cloud.keys import pool_key
 from edge.cloud.pricing import cost_microusd, most_tokens_in, worst_case_microusd
-from edge.cloud.refusals import Refusal, refusal
-from edge.cloud.wire import DEADLINE, DeadlineTransport
-from edge.errors import (
-    CloudError,
-    CloudRejected,
-    CloudServerError,
-    CloudTimeout,
-    ConfigError,
-    InputError,
-)
+from edge.cloud.wire import DeadlineTransport
+from edge.errors import CloudError, CloudRejected, InputError
 from edge.task import PoolSpec
 from edge.types import Usage
 
 __all__ = ["MAX_BODY_BYTES", "CloudAnswer", "Message", "Pool"]
 
-MAX_BODY_BYTES = 4 * 2**20
-"""The longest answer that is read."""
-
-_OK = 200
-_LAST_PORT = 65_535
-_UNSENT = (httpx.ConnectError, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 _PAUSE_S = 0.25
 
 
@@ -74,23 +69,6 @@ class CloudAnswer:
     request_id: str
     finish: str
     usage_reported: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call to ``complete``: what is sent, and until when."""
-
-    body: bytes
-    headers: dict[str, str]
-    begun: float
-    deadline: float
-    bound: Usage
-
-
-@dataclass(frozen=True, slots=True)
-class _Completed:
-    reply: Reply
-    request_id: str
 
 
 class Pool:
@@ -128,16 +106,22 @@ class Pool:
         self.name = name
         self.spec = spec
         self.breaker = Breaker(spec.breaker_failures, spec.breaker_cooldown_s, clock, name=name)
-        self._url = _endpoint(name, spec.base_url)
         self._env = env
         self._transport = transport
         self._clock = clock
         self._sleep = sleep
         self._rng = rng
-        self._wall = wall
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._closed = False
+        self._exchange = Exchange(
+            name=name,
+            url=endpoint(name, spec.base_url),
+            key_env=spec.api_key_env,
+            closed=lambda: self._closed,
+            clock=clock,
+            wall=wall,
+        )
 
     def check(self) -> None:
         """Make sure that the pool could be asked; opens nothing.
@@ -198,7 +182,7 @@ class Pool:
         """
         begun = self._clock()
         limit_s = self.spec.timeout_s if deadline_s is None else deadline_s
-        call = _Call(
+        call = Call(
             body=request_body(
                 self.spec.model,
                 messages,
@@ -212,7 +196,7 @@ class Pool:
             bound=Usage(most_tokens_in(messages, response_schema=response_schema), max_tokens),
         )
         if not limit_s > 0:
-            raise self._late(sent=False)
+            raise late(self.name, sent=False)
         return self._guarded(call, on_send)
 
     def close(self) -> None:
@@ -247,13 +231,13 @@ class Pool:
         """
         with self._lock:
             if self._closed:
-                raise self._was_closed()
+                raise was_closed(self.name)
             if self._client is None:
                 transport = self._transport or DeadlineTransport(clock=self._clock)
                 self._client = httpx.Client(transport=transport, trust_env=False)
             return self._client
 
-    def _guarded(self, call: _Call, on_send: Callable[[], None] | None) -> CloudAnswer:
+    def _guarded(self, call: Call, on_send: Callable[[], None] | None) -> CloudAnswer:
         """Ask under the breaker: a refusal is an answer, a pause asked for is a failure."""
         client = self._open()
         self.breaker.before()
@@ -274,104 +258,23 @@ class Pool:
             learned()
         return answer
 
-    def _attempts(self, client: httpx.Client, call: _Call) -> CloudAnswer:
-        error: CloudError = self._late(sent=False)
+    def _attempts(self, client: httpx.Client, call: Call) -> CloudAnswer:
+        error: CloudError = late(self.name, sent=False)
         for attempt in range(1, self.spec.retries + 2):
-            outcome = self._attempt(client, call)
-            if isinstance(outcome, _Completed):
+            outcome = self._exchange.send(client, call)
+            if isinstance(outcome, Completed):
                 return self._answer(call, outcome, attempt)
             error = outcome.error
             pause_s = (outcome.wait_s or 0.0) + _PAUSE_S * (0.5 + self._rng())
-            late = self._clock() + pause_s >= call.deadline
-            if attempt > self.spec.retries or not outcome.again or late:
+            too_late = self._clock() + pause_s >= call.deadline
+            if attempt > self.spec.retries or not outcome.again or too_late:
                 break
             self._sleep(pause_s)
             if self._closed:
-                raise self._was_closed()
+                raise was_closed(self.name)
         raise error
 
-    def _attempt(self, client: httpx.Client, call: _Call) -> _Completed | Refusal:
-        """Send once. Foreign errors end here: their context would hold text."""
-        left_s = call.deadline - self._clock()
-        if left_s <= 0:
-            return Refusal(self._late(sent=False))
-        response: httpx.Response | None = None
-        try:
-            request = client.build_request(
-                "POST",
-                self._url,
-                content=call.body,
-                headers=call.headers,
-                timeout=left_s,
-                extensions={DEADLINE: call.deadline},
-            )
-            response = client.send(request, stream=True)
-            body = self._read(response, call.deadline)
-        except httpx.ConnectTimeout:
-            return Refusal(self._late(sent=False))
-        except _UNSENT as error:
-            # Nothing was sent, so what the error says is about the connection alone.
-            return Refusal(self._unreachable(str(error)), again=True)
-        except (httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError) as error:
-            return self._broken(error, response)
-        finally:
-            if response is not None:
-                response.close()
-        return self._read_answer(response, body)
-
-    def _read(self, response: httpx.Response, deadline: float) -> bytes | None:
-        """Return the body, or ``None`` where it is too long or packed."""
-        if response.headers.get("content-encoding", "identity") != "identity":
-            return None
-        body = bytearray()
-        for chunk in response.iter_raw():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                return None
-            if self._clock() >= deadline:
-                raise httpx.ReadTimeout("the deadline has passed")
-        return bytes(body)
-
-    def _read_answer(self, response: httpx.Response, body: bytes | None) -> _Completed | Refusal:
-        if response.status_code != _OK:
-            return self._refusal(response, body or b"")
-        if body is None:
-            most = MAX_BODY_BYTES // 2**20
-            message = f"Pool {self.name} sent an answer that is compressed or above {most} MiB."
-            return Refusal(CloudServerError(message))
-        reply = read_reply(body)
-        if reply is None:
-            message = f"Pool {self.name} answered 200 with something that is no chat completion."
-            hint = "Check that the pool's base_url leads to an OpenAI-compatible API."
-            return Refusal(CloudServerError(message, hint=hint))
-        return _Completed(reply, short_name(response.headers.get("x-request-id")) or reply.id)
-
-    def _refusal(self, response: httpx.Response, body: bytes) -> Refusal:
-        return refusal(
-            self.name,
-            response.status_code,
-            response.headers,
-            body,
-            key_env=self.spec.api_key_env,
-            now=self._wall(),
-        )
-
-    def _broken(self, error: Exception, response: httpx.Response | None) -> Refusal:
-        """Return what an exchange that broke off means; a refusal's status is enough."""
-        if response is not None and response.status_code != _OK:
-            return self._refusal(response, b"")
-        if isinstance(error, httpx.TimeoutException):
-            return Refusal(self._late(sent=True))
-        if self._closed:
-            closed = self._was_closed()
-            closed.maybe_billed = True
-            return Refusal(closed)
-        kind = type(error).__name__
-        return Refusal(
-            CloudServerError(f"Pool {self.name} broke off before a whole answer ({kind}).")
-        )
-
-    def _answer(self, call: _Call, done: _Completed, attempts: int) -> CloudAnswer:
+    def _answer(self, call: Call, done: Completed, attempts: int) -> CloudAnswer:
         usage = done.reply.usage or call.bound
         return CloudAnswer(
             text=done.reply.text,
@@ -385,32 +288,3 @@ class Pool:
             finish=done.reply.finish,
             usage_reported=done.reply.usage is not None,
         )
-
-    def _late(self, *, sent: bool) -> CloudTimeout:
-        when = "before its deadline" if sent else "in time: the deadline passed before it was sent"
-        return CloudTimeout(f"Pool {self.name} did not answer {when}.", maybe_billed=sent)
-
-    def _unreachable(self, why: str) -> CloudServerError:
-        return CloudServerError(
-            f"Pool {self.name} cannot be reached ({why}).",
-            hint="Check the connection and the pool's base_url.",
-            maybe_billed=False,
-        )
-
-    def _was_closed(self) -> CloudError:
-        return CloudError(f"Pool {self.name} was closed.", hint="Open the runtime again.")
-
-
-def _endpoint(name: str, base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
-        host = url.host
-    except (httpx.InvalidURL, UnicodeError) as error:  # the second from IDNA
-        reason = str(error).rstrip(".")
-        raise ConfigError(f"The base_url of pool {name} is no address: {reason}.") from error
-    if not host:
-        raise ConfigError(f"The base_url of pool {name} names no host.")
-    # The system's resolver takes a larger one modulo 65536: another server would get the text.
-    if url.port is not None and not 0 < url.port <= _LAST_PORT:
-        raise ConfigError(f"The base_url of pool {name} names port {url.port}, which cannot be.")
-    return url

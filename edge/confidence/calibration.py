@@ -1,40 +1,72 @@
-"""Calibrated confidence: a logistic map from signals to the probability of being right.
+"""Calibrated confidence: the artefact that turns signals into the probability of being right.
 
 A calibration is valid for one key only: model digest, task, and prompt digest. Asked for another
-key it gives no number. Fitting is L2-penalised logistic regression by Newton's method on
-standardised signals (Platt 1999, with several inputs).
+key it gives no number. Evaluating uses plain floats in a fixed order: the same bits on replay and
+on every thread count. Fitting is in ``edge.confidence.fusion``, the promises over a fitted
+calibration in ``edge.confidence.promise``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from edge.confidence.certificate import Certificate, Contract
+from edge.confidence.isotonic import CELLS, VennAbers, interpolated
+from edge.confidence.key import CalibrationKey
+from edge.confidence.logistic import log_odds, probability
+from edge.confidence.sequence import RiskTable
+from edge.errors import ConfigError
 
-from edge.confidence.signals import as_row
-from edge.errors import ConfigError, InputError
+__all__ = ["FORMAT", "Calibration", "CalibrationKey", "Confidence", "LastStage", "Stage"]
 
-_BINS = 10
+FORMAT = 2
+_PLATT_SHARE = 0.1  # of an isotonic confidence: keeps the order of answers within a step
+Stage = Literal["none", "platt", "isotonic"]
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationKey:
-    """What a calibration was measured on; it holds for nothing else.
+class Confidence:
+    """The probability that an answer is right.
 
     Attributes:
-        model_digest: sha256 of the weights, and so of their quantization.
-        task: the task's name.
-        prompt_digest: sha256 of the prompt's version and wording; empty for a head.
+        value: the estimate, 0..1, exclusive.
+        low, high: the Venn-Abers interval, widened to hold ``value``; 0 and 1 where the
+            calibration carries none. It is wide where few labels speak of such answers.
 
     """
 
-    model_digest: str
-    task: str
-    prompt_digest: str = ""
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class LastStage:
+    """A monotone map from fused log-odds to a confidence.
+
+    Attributes:
+        stage: which map; ``none`` is the logistic function alone.
+        slope, offset: of Platt's map over the log-odds.
+        knots: (log-odds, probability) of the isotonic map; rising.
+
+    """
+
+    stage: Stage = "none"
+    slope: float = 1.0
+    offset: float = 0.0
+    knots: tuple[tuple[float, float], ...] = ()
+
+    def probability(self, odds: float) -> float:
+        """Return the confidence for log-odds, 0..1, exclusive but for rounding."""
+        platt = probability(self.slope * odds + self.offset)
+        if self.stage != "isotonic":
+            return platt
+        return (1.0 - _PLATT_SHARE) * interpolated(self.knots, odds) + _PLATT_SHARE * platt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +79,16 @@ class Calibration:
         weights, bias: of the logistic function over standardised signals.
         n: labelled answers it was fitted on.
         ece: expected calibration error by 5-fold cross-fitting, 10 equal-mass bins, 0..1.
+        last: what the fused log-odds pass through last.
+        interval: the Venn-Abers table; ``None`` in files of the first format.
+        risks: kept risks of the rows it was fitted on; they order later tests.
+        prior: name or digest of the prior the weights were pulled towards; empty for none.
+        prior_labels: how many labels that prior counted as.
+        seen: digests of the rows it was fitted on; ``None`` where they were not named.
+        certificates: promises made over this very map.
+        reference: numbers of answers held back, by name (``similarity``, ``confidence``); what a
+            watch compares later answers with.
+        format: version of the file, 1 or 2.
 
     """
 
@@ -58,25 +100,65 @@ class Calibration:
     bias: float
     n: int
     ece: float
+    last: LastStage = LastStage()
+    interval: VennAbers | None = None
+    risks: RiskTable | None = None
+    prior: str = ""
+    prior_labels: float = 0.0
+    seen: tuple[str, ...] | None = None
+    certificates: tuple[Certificate, ...] = ()
+    reference: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    format: int = FORMAT
 
     def confidence(self, key: CalibrationKey, signals: Mapping[str, float]) -> float | None:
         """Return the probability of being right; ``None`` for another key or a missing signal."""
-        row = as_row(signals, self.features)
-        if key != self.key or row is None:
+        odds = self._odds(key, signals)
+        return None if odds is None else self.last.probability(odds)
+
+    def judge(self, key: CalibrationKey, signals: Mapping[str, float]) -> Confidence | None:
+        """Return the confidence and its interval.
+
+        ``None`` for another key, and for a signal that is missing or not finite.
+        """
+        odds = self._odds(key, signals)
+        if odds is None:
             return None
-        standard = (np.array(row) - self.mean) / self.scale
-        return float(_sigmoid(np.clip(standard, -6.0, 6.0) @ np.array(self.weights) + self.bias))
+        value = self.last.probability(odds)
+        if self.interval is None:
+            return Confidence(value, 0.0, 1.0)
+        low, high = self.interval.interval(odds)
+        return Confidence(value, min(low, value), max(high, value))
+
+    def certificate(self, alpha: float, *, contract: Contract = "kept_risk") -> Certificate | None:
+        """Return the promise of a contract with the laxest bound within ``alpha``, if any."""
+        within = [
+            each
+            for each in self.certificates
+            if each.contract == contract and each.alpha <= alpha and each.key == self.key
+        ]
+        return max(within, key=lambda each: each.kept_share, default=None)
+
+    def _odds(self, key: CalibrationKey, signals: Mapping[str, float]) -> float | None:
+        if key != self.key:
+            return None
+        row = []
+        for name in self.features:
+            value = signals.get(name)
+            if value is None or not isfinite(value):
+                return None
+            row.append(float(value))
+        return log_odds(row, self.weights, bias=self.bias, mean=self.mean, scale=self.scale)
 
     def save(self, path: Path) -> None:
         """Write the calibration as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
+        path.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read a calibration.
+        """Read a calibration, of this format or the first.
 
         Raises:
-            ConfigError: the file is missing or is not one.
+            ConfigError: the file is missing, is not one, or is of a later format.
 
         """
         try:
@@ -87,108 +169,67 @@ class Calibration:
                     f"The calibration {path} cannot be used: it lacks {', '.join(missing)}.",
                     hint="Fit it again.",
                 )
-            body["key"] = CalibrationKey(**body["key"])
-            for name in ("features", "mean", "scale", "weights"):
-                body[name] = tuple(body[name])
-            return cls(**body)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            return _whole(cls(**_values(body)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"The calibration {path} cannot be used: {error}.", hint="Fit it again."
             ) from error
 
 
 def _missing(body: object) -> list[str]:
-    """Return which fields of a calibration a JSON value lacks."""
-    names = [each.name for each in fields(Calibration)]
+    """Return which fields of the first format a JSON value lacks."""
+    names = [
+        each.name
+        for each in fields(Calibration)
+        if each.default is MISSING and each.default_factory is MISSING
+    ]
     return [name for name in names if name not in body] if isinstance(body, dict) else names
 
 
-def fit_calibration(
-    key: CalibrationKey,
-    signals: Sequence[Mapping[str, float]],
-    *,
-    correct: Sequence[bool],
-    features: Sequence[str],
-    l2: float = 1.0,
-) -> Calibration:
-    """Fit a map from labelled answers.
+def _values(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a calibration from its JSON."""
+    made = {"format": 1, **body, "key": CalibrationKey(**body["key"])}
+    for name in ("features", "mean", "scale", "weights", "seen"):
+        if made.get(name) is not None:
+            made[name] = tuple(made[name])
+    if "last" in body:
+        knots = tuple((float(score), float(level)) for score, level in body["last"]["knots"])
+        made["last"] = LastStage(**{**body["last"], "knots": knots})
+    if body.get("interval") is not None:
+        made["interval"] = VennAbers(**{k: tuple(v) for k, v in body["interval"].items()})
+    if body.get("risks") is not None:
+        made["risks"] = RiskTable(**{k: tuple(v) for k, v in body["risks"].items()})
+    made["reference"] = {
+        name: tuple(map(float, values)) for name, values in body.get("reference", {}).items()
+    }
+    made["certificates"] = tuple(
+        Certificate(**{**each, "key": CalibrationKey(**each["key"])})
+        for each in body.get("certificates", ())
+    )
+    return made
 
-    Args:
-        key: what the answers were produced with.
-        signals: one mapping per answer.
-        correct: whether each answer was right.
-        features: which signals to use.
-        l2: strength of the pull towards zero weights, in units of one observation.
+
+def _whole(made: Calibration) -> Calibration:
+    """Return a calibration that can be evaluated.
 
     Raises:
-        InputError: fewer than 20 answers, all right or all wrong, or a missing signal.
+        ValueError: lengths, numbers or the format are not possible.
 
     """
-    rows = [as_row(entry, features) for entry in signals]
-    truth = np.array(correct, dtype=float)
-    if len(rows) != len(truth) or any(row is None for row in rows):
-        raise InputError(f"Every answer needs the signals {', '.join(features)} and a label.")
-    if len(rows) < 20 or truth.min() == truth.max():  # noqa: PLR2004
-        raise InputError("A calibration needs at least 20 answers, some right and some wrong.")
-    table = np.array(rows, dtype=float)
-    mean, scale = table.mean(axis=0), table.std(axis=0)
-    scale[scale < 1e-9] = 1.0  # noqa: PLR2004
-    standard = np.clip((table - mean) / scale, -6.0, 6.0)
-    weights = _newton(standard, truth, l2)
-    return Calibration(
-        key=key,
-        features=tuple(features),
-        mean=tuple(mean.tolist()),
-        scale=tuple(scale.tolist()),
-        weights=tuple(weights[:-1].tolist()),
-        bias=float(weights[-1]),
-        n=len(rows),
-        ece=expected_calibration_error(_cross_fitted(standard, truth, l2), truth),
-    )
-
-
-def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.float64], *, bins: int = _BINS
-) -> float:
-    """Return the mean gap between confidence and accuracy over equal-mass bins, 0..1."""
-    order = np.argsort(confidence, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    gaps = [abs(confidence[part].mean() - correct[part].mean()) * len(part) for part in parts]
-    return float(sum(gaps) / max(len(order), 1))
-
-
-def _cross_fitted(
-    table: NDArray[np.float64], truth: NDArray[np.float64], l2: float, folds: int = 5
-) -> NDArray[np.float64]:
-    """Return each row's probability under a map fitted without its fold."""
-    probability = np.empty(len(truth))
-    fold = np.arange(len(truth)) % folds
-    for held_out in range(folds):
-        weights = _newton(table[fold != held_out], truth[fold != held_out], l2)
-        part = table[fold == held_out]
-        probability[fold == held_out] = _sigmoid(part @ weights[:-1] + weights[-1])
-    return probability
-
-
-def _newton(
-    table: NDArray[np.float64], truth: NDArray[np.float64], l2: float
-) -> NDArray[np.float64]:
-    """Return the weights and, last, the unpenalised bias."""
-    design = np.column_stack([table, np.ones(len(table))])
-    penalty = np.full(design.shape[1], l2)
-    penalty[-1] = 1e-6
-    weights = np.zeros(design.shape[1])
-    for _ in range(50):
-        probability = _sigmoid(design @ weights)
-        gradient = design.T @ (probability - truth) + penalty * weights
-        curvature = probability * (1.0 - probability)
-        hessian = (design.T * curvature) @ design + np.diag(penalty)
-        step = np.linalg.solve(hessian, gradient)
-        weights -= np.clip(step, -4.0, 4.0)
-        if np.abs(step).max() < 1e-9:  # noqa: PLR2004
-            break
-    return weights
-
-
-def _sigmoid(value: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
-    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(value)))
+    if made.format not in {1, FORMAT}:
+        raise ValueError(f"its format is {made.format}, not 1 or {FORMAT}")
+    if len({len(made.features), len(made.mean), len(made.scale), len(made.weights)}) != 1:
+        raise ValueError("features, mean, scale and weights differ in length")
+    numbers = [*made.mean, *made.scale, *made.weights, made.bias, made.ece]
+    numbers += [made.last.slope, made.last.offset, *(n for knot in made.last.knots for n in knot)]
+    if not all(map(isfinite, numbers)) or min(made.scale, default=1.0) <= 0.0:
+        raise ValueError("a number is not finite, or a scale is not above 0")
+    if made.last.stage not in {"none", "platt", "isotonic"}:
+        raise ValueError(f"there is no last stage {made.last.stage!r}")
+    knots = list(made.last.knots)
+    if made.last.stage == "isotonic" and (not knots or knots != sorted(set(knots))):
+        raise ValueError("an isotonic stage needs rising knots")
+    table = made.interval
+    if table is not None and not len(table.low) == len(table.high) == CELLS:
+        raise ValueError(f"the intervals are not {CELLS}")
+    return made

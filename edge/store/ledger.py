@@ -12,7 +12,9 @@ clock that once ran ahead holds the period it reached). Knows nothing of prices 
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
+import math
 import sqlite3
 import time
 import uuid
@@ -302,7 +304,7 @@ class Ledger:
         row = connection.execute(
             "SELECT coalesce(sum(cost_microusd), 0), coalesce(sum(held_microusd), 0) "
             "FROM holds WHERE reserved_at >= ?",
-            (_period_start(now, self._period),),
+            (period_bounds(now, self._period)[0],),
         ).fetchone()
         return int(row[0]), int(row[1])
 
@@ -339,16 +341,21 @@ class Ledger:
         )
 
 
-def _period_start(now: float, period: Period) -> float:
-    """Return the start of the period around ``now``, in seconds since the epoch (UTC)."""
+def period_bounds(now: float, period: Period) -> tuple[float, float]:
+    """Return where the period around ``now`` begins and ends, in seconds since the epoch (UTC)."""
     if period == "total":
-        return 0.0
-    day = dt.datetime.fromtimestamp(now, dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        return 0.0, math.inf
+    first = dt.datetime.fromtimestamp(now, dt.UTC).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    )
+    days = 1
     if period == "week":
-        day -= dt.timedelta(days=day.weekday())
+        first -= dt.timedelta(days=first.weekday())
+        days = 7
     if period == "month":
-        day = day.replace(day=1)
-    return day.timestamp()
+        first = first.replace(day=1)
+        days = calendar.monthrange(first.year, first.month)[1]
+    return first.timestamp(), (first + dt.timedelta(days=days)).timestamp()
 
 
 def _check_money(name: str, value: int) -> None:

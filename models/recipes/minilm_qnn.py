@@ -161,7 +161,7 @@ def quantized(source: Path, target: Path, samples: Samples) -> None:
 
 def cosines(plain: Path, target: Path, folder: Path, texts: list[str]) -> Array:
     """Return each text's cosine between fp32 on the CPU and the NPU, nothing left to the CPU."""
-    from edge.backends.onnx import OnnxEncoder
+    from edge.backends.onnx.encoder import OnnxEncoder
 
     found = []
     for path, device in ((plain, "cpu"), (target, "qnn")):

@@ -9,7 +9,7 @@ import pytest
 import edge
 from edge.backends.fake import FakeDecoder
 from edge.backends.label_loop import score_by_sequences
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
 from edge.backends.questions import Question, distribution, trie
 from edge.choosing import Asked, choose
 from edge.errors import ConfigError, InputError

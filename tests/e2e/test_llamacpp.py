@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge.backends.generate import generate
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
 from edge.errors import Busy, DeviceFallback, InputError, LoadError, ModelError
 from edge.store.weights import ModelStore
 from edge.types import SamplingParams
@@ -261,7 +261,7 @@ def test_wrong_options_are_errors():
 def test_the_process_ends_cleanly_and_silently(ending):
     code = f"""
 from pathlib import Path
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
 decoder = LlamaDecoder.open(Path({str(MODEL)!r}), name="s", digest="0" * 64, threads=1)
 sequence = decoder.sequence()
 row = sequence.forward([1])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from edge.backends.generate import generate
-from edge.backends.hf_tokens import byte_alphabet
-from edge.backends.onnx import OnnxDecoder, OnnxEncoder
-from edge.backends.onnx_decoder import genai_tokens
-from edge.backends.onnx_session import available_devices, open_session, run_session
+from edge.backends.onnx.decoder import OnnxDecoder, genai_tokens
+from edge.backends.onnx.encoder import OnnxEncoder
+from edge.backends.onnx.session import available_devices, open_session, run_session
+from edge.backends.onnx.tokens import byte_alphabet
 from edge.errors import DeviceFallback, GenerationError, InputError, LoadError, ModelError
 from edge.store.weights import ModelStore
 from edge.types import SamplingParams

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from edge.backends.base import Placement
-from edge.backends.onnx import OnnxDecoder, OnnxEncoder
-from edge.backends.onnx_providers import PROVIDERS, available_devices
-from edge.backends.onnx_runner import Ask, Runner
+from edge.backends.onnx.decoder import OnnxDecoder
+from edge.backends.onnx.encoder import OnnxEncoder
+from edge.backends.onnx.providers import PROVIDERS, available_devices
+from edge.backends.onnx.runner import Ask, Runner
 from edge.errors import DeviceFallback, GenerationError, InputError, LoadError
 from edge.store.weights import ModelStore
 

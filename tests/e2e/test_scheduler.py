@@ -10,9 +10,9 @@ import pytest
 
 from edge._native.engine import Request, batch_layout
 from edge.backends.generate import Generation, generate, stream
-from edge.backends.llama_engine import mismatch
-from edge.backends.llama_library import llama_library
-from edge.backends.llamacpp import LlamaDecoder
+from edge.backends.llama.decoder import LlamaDecoder
+from edge.backends.llama.engine import mismatch
+from edge.backends.llama.library import llama_library
 from edge.backends.scheduler import Ticket
 from edge.errors import Busy, GenerationError, InputError, ModelError
 from edge.sampling import Sampler

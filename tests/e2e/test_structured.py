@@ -12,12 +12,12 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import edge
-from edge.backends.constrain import constrain
 from edge.backends.generate import generate
-from edge.backends.grammars import Grammar
-from edge.backends.llamacpp import LlamaDecoder
-from edge.backends.onnx_decoder import OnnxDecoder, genai_tokens
-from edge.backends.vocabulary import vocabulary_of
+from edge.backends.llama.decoder import LlamaDecoder
+from edge.backends.onnx.decoder import OnnxDecoder, genai_tokens
+from edge.backends.structure.constraint import constrain
+from edge.backends.structure.grammars import Grammar
+from edge.backends.structure.vocabulary import vocabulary_of
 from edge.errors import ConfigError
 from edge.store.weights import ModelStore
 from edge.task import Prompt

@@ -17,7 +17,8 @@ from data import load_snips, same_call, split
 from manifest import sha256
 
 import edge
-from edge.confidence.calibration import CalibrationKey, fit_calibration
+from edge.confidence.fusion import fit_calibration
+from edge.confidence.key import CalibrationKey
 
 TASK = "action"
 FEATURES = ("mean_logprob", "min_logprob", "q10_logprob", "min_margin", "max_entropy", "tokens")
@@ -34,13 +35,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state, edge.open(state=state, offline=True) as runtime:
         task = runtime.tasks()[TASK]
         drafts = [runtime.models.draft(task, example.text) for example in held]
-    valid = [(d, e) for d, e in zip(drafts, held, strict=True) if d.problem is None]
+    once = {e.text: (d, e) for d, e in zip(drafts, held, strict=True) if d.problem is None}
+    valid = list(once.values())
     right = [isinstance(d.value, dict) and same_call(d.value, e.call()) for d, e in valid]
     if task.prompt is None:
         raise SystemExit(f"task {TASK} has no prompt")
     key = CalibrationKey(drafts[0].digest, TASK, task.prompt.digest)
     signals = [draft.signals for draft, _ in valid]
-    fitted = fit_calibration(key, signals, correct=right, features=FEATURES)
+    rows = [example.text for _, example in valid]
+    fitted = fit_calibration(key, signals, correct=right, features=FEATURES, rows=rows)
     name = f"calibration-{TASK}.json"
     fitted.save(folder / name)
     _list_in_manifest(folder, name)

@@ -1,0 +1,78 @@
+"""Rules of a policy: a condition, read once, and whom to ask where it holds.
+
+Knows the names of the signals that the engines give, and nothing of how they come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from edge.errors import ConfigError
+from edge.policy.conditions import Condition, Type, parse
+
+SIGNALS = (
+    "confidence",
+    # of a head, a decision over labels, or both
+    "probability",
+    "margin",
+    "energy",
+    "entropy",
+    "similarity",
+    "agreement",
+    "score",
+    "log_mass",
+    # of a generated answer
+    "mean_logprob",
+    "min_logprob",
+    "q10_logprob",
+    "min_margin",
+    "first_margin",
+    "max_entropy",
+    "outside_mass",
+    "tokens",
+    "missing",
+)
+"""What a condition may look at beside a pack's own ``context``; all are numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of the policy, its condition read.
+
+    Attributes:
+        condition: the answer goes up where it is known to hold; a missing value keeps it here.
+        pool: whom to ask; the task's own pool where ``None``.
+
+    """
+
+    condition: Condition
+    pool: str | None = None
+
+
+def read_rules(
+    task: str, rules: Iterable[tuple[str, str | None]], *, context: Mapping[str, Type]
+) -> tuple[Rule, ...]:
+    """Return the rules of a task.
+
+    Args:
+        task: its name, for errors.
+        rules: (condition, pool) of each, in order.
+        context: what an app may tell of a call, by name and type.
+
+    Raises:
+        ConfigError: a condition cannot be read, or a name of the context is a signal's.
+
+    """
+    names: dict[str, Type] = dict.fromkeys(SIGNALS, "number")
+    both = sorted(names.keys() & context.keys())
+    if both:
+        raise ConfigError(
+            f"The context declares {', '.join(both)}, which every condition knows as a signal.",
+            hint="Give it another name.",
+        )
+    names |= context
+    return tuple(
+        Rule(parse(text, names, what=f"The condition of rule {at} of task {task}"), pool)
+        for at, (text, pool) in enumerate(rules, start=1)
+    )

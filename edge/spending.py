@@ -1,0 +1,133 @@
+"""What asking the cloud costs now: the money of a call, at the price that the budget has.
+
+The price rises where money goes faster than the period lasts and falls where it goes slower, so
+that what is left is spent where it gains most. It only says what is worth asking; the ledger alone
+says what may be spent. State is in the state folder. Asks no pool.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from edge.admit import Call
+from edge.asking import question
+from edge.cloud.pacing import Pacer, Pacing, advance, incurred, limit, start
+from edge.cloud.pricing import worst_case_microusd
+from edge.local import LocalTask
+from edge.store.ledger import period_bounds
+from edge.store.states import State, States
+from edge.task import Budget, PoolSpec
+
+_MICRO = 1_000_000
+_NAME = "spending"
+_LONGEST_S = 30 * 86_400.0  # over which a budget without an end is spread
+_WEIGHT = 0.1  # of the latest cost in a task's usual one
+
+
+class Spending:
+    """The pacing of one runtime's budget. Safe to call from several threads and processes.
+
+    Args:
+        states: where it is kept.
+        budget: of the pack; without one nothing is worth asking.
+        pools: by name.
+        labels: what a classification task may choose from.
+        clock: seconds since the epoch.
+
+    """
+
+    def __init__(
+        self,
+        states: States,
+        budget: Budget | None,
+        pools: Mapping[str, PoolSpec],
+        *,
+        labels: Callable[[LocalTask], Sequence[str]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._states = states
+        self._budget = budget
+        self._pools = pools
+        self._labels = labels
+        self._clock = clock
+
+    def charge_usd(self, call: Call) -> float | None:
+        """Return what asking for a call costs, the price of the budget upon it.
+
+        ``None`` where no budget or pool is there, or a limit of the pacing stands against it.
+
+        Raises:
+            StoreError: the state cannot be read.
+
+        """
+        pool = self._pools.get(call.spec.routing.pool)
+        if self._budget is None or pool is None:
+            return None
+        state = self._now(self._states.read(_NAME), call, pool)
+        pacer, usual = Pacer.from_dict(state["pacer"]), self._usual(state, call, pool)
+        counts = state["premium"].get(call.name, [0, 0])
+        if counts[1] > call.spec.routing.premium_share * (counts[0] + 1):
+            return None
+        if limit(pacer, usual) is not None:
+            return None
+        return usual * (1.0 + pacer.price) / _MICRO
+
+    def passed(self, call: Call, cost_microusd: int, *, premium: bool, reachable: bool) -> None:
+        """Take a call that has been decided, with what it cost; 0 where it stayed here.
+
+        Raises:
+            StoreError: the state cannot be written.
+
+        """
+        pool = self._pools.get(call.spec.routing.pool)
+        if self._budget is None or pool is None:
+            return
+
+        def step(before: State | None) -> State:
+            state = self._now(before, call, pool)
+            pacer, now = Pacer.from_dict(state["pacer"]), self._clock()
+            if cost_microusd > 0:
+                pacer = incurred(pacer, cost_microusd)
+                usual = self._usual(state, call, pool)
+                state["usual"][call.name] = round(usual + _WEIGHT * (cost_microusd - usual))
+            by = max(0.0, now - state["at"])
+            pacer = advance(pacer, by, reachable=reachable)
+            tasks, asked = state["premium"].get(call.name, [0, 0])
+            state["premium"][call.name] = [tasks + 1, asked + premium]
+            return {**state, "at": now, "pacer": pacer.to_dict()}
+
+        self._states.change(_NAME, step)
+
+    def _now(self, state: State | None, call: Call, pool: PoolSpec) -> dict[str, Any]:
+        """Return the state, begun anew in a new period."""
+        budget = self._budget or Budget(cap_usd=Decimal(0))
+        now, cap = self._clock(), budget.cap_microusd
+        first, last = period_bounds(now, budget.period)
+        if state is not None and (state["period"], state["cap"]) == (first, cap):
+            return state
+        usual = self._worst(call, pool)
+        pacing = Pacing(
+            cap, horizon=max(min(last - now, _LONGEST_S), 1.0), call_microusd=max(usual, 1)
+        )
+        return {
+            "period": first,
+            "cap": cap,
+            "at": now,
+            "pacer": start(pacing, share=1.0).to_dict(),
+            "usual": dict(state["usual"]) if state else {},
+            "premium": {},
+        }
+
+    def _usual(self, state: Mapping[str, Any], call: Call, pool: PoolSpec) -> int:
+        """Return what this task's calls usually cost; the most that this one can, at first."""
+        found = state["usual"].get(call.name)
+        return max(1, int(found) if found is not None else self._worst(call, pool))
+
+    def _worst(self, call: Call, pool: PoolSpec) -> int:
+        asked = question(call.spec, call.text, labels=self._labels(call.local))
+        return worst_case_microusd(
+            pool.price, asked.messages, asked.max_tokens, response_schema=asked.schema
+        )
