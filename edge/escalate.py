@@ -50,7 +50,6 @@ class Outcome:
         cost_microusd: what was spent, also on an answer that could not be used.
         error: what went wrong, for the queue; holds no text of the task.
         unclear: the request may have been billed without an answer.
-        none_fits: the pool said that none of the labels it was offered is right.
 
     """
 
@@ -59,7 +58,6 @@ class Outcome:
     cost_microusd: int = 0
     error: str = ""
     unclear: bool = False
-    none_fits: bool = False
 
 
 Settle = Callable[[Hold, "CloudAnswer", Outcome], None]
@@ -96,7 +94,8 @@ class Escalation:
 
         Where the pool finds none of a draft's candidates right, it is asked once more, with all
         labels and a hold of its own, if ``calls_left`` allows a second call; the outcome is then
-        that of the second with the costs of both. Without one the outcome is ``invalid_output``.
+        that of the second with the costs of both. Without one the outcome is ``none_fits``: the
+        task waits, and the queue asks in full.
 
         Args:
             task: the task's name.
@@ -121,11 +120,11 @@ class Escalation:
         asked = question(spec, text, labels=labels, draft=draft)
 
         def ends(hold: Hold, answer: CloudAnswer, outcome: Outcome) -> None:
-            again = outcome.none_fits and calls_left > 1
+            again = outcome.reason is Reason.NONE_FITS and calls_left > 1
             (self._settle if again or settle is None else settle)(hold, answer, outcome)
 
         first = self._once(pool, asked, task=task, spec=spec, trace_id=trace_id, settle=ends)
-        if not first.none_fits or calls_left <= 1:
+        if first.reason is not Reason.NONE_FITS or calls_left <= 1:
             return first
         asked = question(spec, text, labels=labels)
         second = self._once(pool, asked, task=task, spec=spec, trace_id=trace_id, settle=ends)
@@ -210,10 +209,9 @@ def _outcome(answer: CloudAnswer, reading: Reading) -> Outcome:
     cost = answer.cost_microusd
     if reading.problem is not None:
         return Outcome(
-            Reason.INVALID_OUTPUT,
+            Reason.NONE_FITS if reading.none_fits else Reason.INVALID_OUTPUT,
             cost_microusd=cost,
             error=reading.problem,
-            none_fits=reading.none_fits,
         )
     draft = Draft(
         value=reading.value,

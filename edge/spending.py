@@ -69,7 +69,7 @@ class Spending:
         state = self._now(self._states.read(_NAME), call, pool)
         pacer, usual = Pacer.from_dict(state["pacer"]), self._usual(state, call, pool)
         counts = state["premium"].get(call.name, [0, 0])
-        if counts[1] > call.spec.routing.premium_share * (counts[0] + 1):
+        if counts[1] + 1 > call.spec.routing.premium_share * (counts[0] + 1):
             return None
         if limit(pacer, usual) is not None:
             return None

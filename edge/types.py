@@ -59,6 +59,7 @@ class Reason(StrEnum):
     CLOUD_FAILED = "cloud_failed"
     CLOUD_REJECTED = "cloud_rejected"
     CLOUD_TIMEOUT = "cloud_timeout"
+    NONE_FITS = "none_fits"
     CALL_LIMIT = "call_limit"
     QUEUED = "queued"
     QUEUE_FULL = "queue_full"

@@ -84,7 +84,7 @@ ASKED_AGAIN = {
     "one fits": ([LABELS[7]], 2, Reason.ESCALATED, LABELS[7], [3]),
     "none fits, another does": ([NONE, LABELS[9]], 2, Reason.ESCALATED, LABELS[9], [3, 20]),
     "none fits, nor does one of all": ([NONE, NONE], 3, Reason.INVALID_OUTPUT, None, [3, 20]),
-    "none fits, no call is left": ([NONE], 1, Reason.INVALID_OUTPUT, None, [3]),
+    "none fits, no call is left": ([NONE], 1, Reason.NONE_FITS, None, [3]),
     "a label that was not offered": ([LABELS[9]], 2, Reason.INVALID_OUTPUT, None, [3]),
 }
 
