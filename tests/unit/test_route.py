@@ -1,8 +1,13 @@
 """The two decisions as tables."""
 
-import pytest
+import math
 
-from edge.route import Action, Circumstances, decide, plan
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.policy.rules import read_rules
+from edge.route import Action, Circumstances, Terms, decide, plan
 from edge.task import Privacy, Routing, TaskBudget, TaskSpec
 from edge.types import Draft, Reason, Verdict
 
@@ -134,3 +139,82 @@ def test_a_second_call_must_fit_the_budget():
     assert found.action is Action.DEFER
     assert Reason.CALL_LIMIT in found.reasons
     assert not found.queue
+
+
+RULE = read_rules(
+    "t",
+    [("confidence < 0.95 and tier == 'high'", "large"), ("margin > 3", None)],
+    context={"tier": "text"},
+)
+MARGIN = Draft(value="x", model="m", digest="d", device="cpu", signals={"margin": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("routing", "draft", "confidence", "terms", "action", "reasons"),
+    [
+        # a threshold that a certificate gives
+        ({"risk": 0.05}, DRAFT, 0.99, Terms(), "escalate", "uncertified"),
+        ({"risk": 0.05}, DRAFT, 0.8, Terms(0.8, certified=True), "keep", "certified"),
+        ({"risk": 0.05}, DRAFT, 0.79, Terms(0.8, certified=True), "escalate", "low_confidence"),
+        ({"risk": 0.05}, DRAFT, None, Terms(0.8, certified=True), "escalate", "uncalibrated"),
+        (
+            {"risk": 0.05},
+            DRAFT,
+            0.8,
+            Terms(0.9, certified=True, alarmed=True),
+            "escalate",
+            "low_confidence watch_alarm",
+        ),
+        ({"risk": 0.05}, DRAFT, 1.0, Terms(math.inf, certified=True), "escalate", "low_confidence"),
+        # rules: known to hold, known not to, unknown
+        ({}, DRAFT, 0.9, Terms(rules=RULE, context={"tier": "high"}), "escalate", "condition"),
+        ({}, DRAFT, 0.9, Terms(rules=RULE, context={"tier": "low"}), "keep", "confident"),
+        ({}, DRAFT, 0.9, Terms(rules=RULE), "keep", "confident"),
+        ({}, DRAFT, None, Terms(rules=RULE, context={"tier": "high"}), "keep", "uncalibrated"),
+        ({}, MARGIN, 0.99, Terms(rules=RULE), "escalate", "condition"),
+        ({}, DRAFT, 0.5, Terms(rules=RULE), "escalate", "low_confidence"),
+        # worth: 10 * (0.97 - 0.9) = 0.7 dollars
+        ({"value_usd": 10}, DRAFT, 0.9, Terms(charge_usd=0.69), "escalate", "worth_asking"),
+        ({"value_usd": 10}, DRAFT, 0.9, Terms(charge_usd=0.71), "keep", "confident"),
+        ({"value_usd": 10}, DRAFT, 0.98, Terms(charge_usd=0.0), "keep", "confident"),
+        ({"value_usd": 10}, DRAFT, 0.9, Terms(), "keep", "confident"),
+        ({"value_usd": 10}, DRAFT, None, Terms(charge_usd=0.0), "keep", "uncalibrated"),
+        ({}, DRAFT, 0.9, Terms(charge_usd=0.0), "keep", "confident"),
+    ],
+)
+def test_decide_on_terms(routing, draft, confidence, terms, action, reasons):
+    task = spec(**routing)
+    found = decide(task, plan(task, ONLINE), draft, verdict(confidence), terms=terms)
+    assert found.action == action
+    assert " ".join(found.reasons[: len(reasons.split())]) == reasons
+    assert found.certified is (reasons == "certified")
+    assert found.pool == ("large" if reasons == "condition" and draft is DRAFT else None)
+
+
+@pytest.mark.parametrize("blocked", ["offline", "calls"])
+def test_what_could_stand_is_kept_where_asking_is_not_possible(blocked):
+    task = spec(value_usd=100)
+    if blocked == "calls":
+        task = task.model_copy(update={"budget": TaskBudget(max_model_calls=1)})
+    now = Circumstances(offline=blocked == "offline", has_pool=True)
+    found = decide(task, plan(task, now), DRAFT, verdict(0.8), terms=Terms(charge_usd=0.0))
+    assert (found.action, found.reasons) == (Action.KEEP, (Reason.CONFIDENT,))
+
+
+@given(
+    st.floats(0, 1) | st.none(),
+    st.floats(0, 1) | st.none(),
+    st.booleans(),
+    st.sampled_from(["high", "low", None]),
+)
+def test_what_is_certified_is_kept_and_above_the_threshold(confidence, threshold, has_risk, tier):
+    terms = Terms(threshold, certified=threshold is not None, rules=RULE, context={"tier": tier})
+    task = spec(risk=0.1 if has_risk else None)
+    found = decide(task, plan(task, ONLINE), DRAFT, verdict(confidence), terms=terms)
+    if found.certified:
+        assert found.action is Action.KEEP
+        assert confidence is not None
+        assert threshold is not None
+        assert confidence >= threshold
+    if has_risk and found.action is Action.KEEP:
+        assert found.certified
