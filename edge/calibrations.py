@@ -1,14 +1,15 @@
 """The calibrations of one runtime: which one speaks for a task's answers, and where a new one goes.
 
-The state folder's come first, where ``edge calibrate`` puts them, then those that a model brings. A
-calibration says itself what it was measured on; one that was measured on something else gives no
-number. Knows nothing of thresholds.
+A pack's own come first, then the state folder's, where ``edge calibrate`` puts them, then those
+that a model brings. A calibration says itself what it was measured on; one that was measured on
+something else gives no number. Knows nothing of thresholds.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from edge.confidence.calibration import Calibration
@@ -24,11 +25,20 @@ class Calibrations:
     Args:
         store: the models, some of which bring calibrations.
         state: the state folder; ``None`` for what the models bring alone.
+        carried: files that the pack names, by task; read at once.
+
+    Raises:
+        ConfigError: a file that the pack names is not a calibration.
 
     """
 
-    def __init__(self, store: ModelStore, state: Path | None) -> None:
+    def __init__(
+        self, store: ModelStore, state: Path | None, *, carried: Mapping[str, str] | None = None
+    ) -> None:
         self._store = store
+        self._carried = {
+            task: Calibration.load(Path(path)) for task, path in (carried or {}).items()
+        }
         self._folder = state / _FOLDER if state else None
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], Calibration | None] = {}
@@ -41,10 +51,16 @@ class Calibrations:
             IntegrityError: a model's file has another digest than the manifest says.
 
         """
+        if task in self._carried:
+            return self._carried[task]
         with self._lock:
             if (model, task) not in self._read:
                 self._read[model, task] = self._load(model, task)
             return self._read[model, task]
+
+    def carried(self, task: str) -> bool:
+        """Whether the pack brings a task's calibration, which goes before any other."""
+        return task in self._carried
 
     def keep(self, task: str, calibration: Calibration) -> Path:
         """Put a task's calibration into the state folder, in place of an earlier one.

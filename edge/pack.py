@@ -132,6 +132,12 @@ def load_pack(path: Path) -> Pack:
     models = sections.get("models")
     if isinstance(models, dict):
         sections["models"] = {n: _absolute(entry, path.parent) for n, entry in models.items()}
+    files = sections.get("calibration")
+    if isinstance(files, dict):
+        sections["calibration"] = {
+            task: str((path.parent / file).absolute()) if isinstance(file, str) else file
+            for task, file in files.items()
+        }
     return _checked(Pack, sections, what)
 
 

@@ -75,7 +75,7 @@ class Runtime:
             memory=pack.memory,
             choices=state / DEVICE_CHOICES,
             snapshots=state / "kv",
-            calibrations=Calibrations(store, state),
+            calibrations=Calibrations(store, state, carried=pack.calibration),
         )
         budget = pack.budget
         self.book = Book.open(

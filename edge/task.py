@@ -313,6 +313,7 @@ class Pack(_Model):
     """A named set of tasks with everything they refer to.
 
     ``context`` declares what an app may tell of a call besides its text, for conditions.
+    ``calibration`` names the file of a task's calibration, relative to the pack.
     """
 
     name: str = Field(pattern=_NAME)
@@ -320,6 +321,7 @@ class Pack(_Model):
     description: str = ""
     budget: Budget | None = None
     context: dict[str, Literal["number", "text", "flag"]] = {}
+    calibration: dict[str, str] = {}
     memory: Memory = Memory()
     models: dict[str, LocalModel] = {}
     pools: dict[str, PoolSpec] = {}
@@ -336,6 +338,9 @@ class Pack(_Model):
 
     @model_validator(mode="after")
     def _references(self) -> Pack:
+        strange = self.calibration.keys() - self.tasks.keys()
+        if strange:
+            raise ValueError(f"calibration names the unknown task {min(strange)!r}")
         for name, task in self.tasks.items():
             if task.prompt is not None and task.prompt not in self.prompts:
                 raise ValueError(f"task {name} names the unknown prompt {task.prompt!r}")

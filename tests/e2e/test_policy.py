@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+import edge
 from edge.cloud.pool import Pool
 from edge.confidence.certificate import Certificate
 from edge.confidence.fusion import fit_calibration
@@ -127,6 +128,27 @@ def test_a_stricter_risk_takes_the_stricter_certificate(world):
         calibrate(runtime, thresholds=(0.6, 0.9999999))
         result = runtime.run("t", SURE)
     assert result.reasons[0] is Reason.LOW_CONFIDENCE
+
+
+def test_a_pack_carries_its_calibration(world, tmp_path):
+    with world.open(risk=0.05, audit_rate=0.0) as runtime:
+        calibrate(runtime)
+    carried = (world.folder / "calibrations" / "t.json").rename(tmp_path / "t.json")
+    body = {
+        "name": "p",
+        "version": 1,
+        "calibration": {"t": "t.json"},
+        "tasks": {"t": {**TASK, "routing": {"risk": 0.05}}},
+    }
+    (tmp_path / "p.yaml").write_text(json.dumps(body))
+    with edge.open(tmp_path / "p.yaml", state=tmp_path / "other", offline=True) as runtime:
+        assert runtime.run("t", SURE).certified
+    carried.write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be used: it lacks key"):
+        edge.open(tmp_path / "p.yaml", state=tmp_path / "other", offline=True)
+    (tmp_path / "p.yaml").write_text(json.dumps({**body, "calibration": {"u": "t.json"}}))
+    with pytest.raises(ConfigError, match="unknown task 'u'"):
+        edge.open(tmp_path / "p.yaml", state=tmp_path / "other", offline=True)
 
 
 def test_a_calibration_of_another_model_gives_no_number(world):
