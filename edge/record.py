@@ -25,6 +25,8 @@ AUDIT = "audit"
 """Why a task is in the queue whose answer was kept."""
 
 _ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
+_SENT_LATER = (None, Reason.OFFLINE)
+_MOST_WAITING = 1_000  # audits never crowd out tasks that wait for an answer
 _COMPARABLE = frozenset({Kind.CLASSIFY, Kind.EXTRACT})
 
 
@@ -92,9 +94,11 @@ class Recorder:
     def _audit(self, call: Call, the_plan: Plan, found: Considered) -> bool:
         """Queue a kept answer for a check, where it was picked and may leave the device."""
         audit, draft = found.checked.audit, found.draft
-        if audit is None or not audit.chosen or draft is None or not the_plan.may_queue:
+        if audit is None or not audit.chosen or draft is None:
             return False
-        if call.spec.kind not in _COMPARABLE:
+        if call.spec.kind not in _COMPARABLE or the_plan.cloud_blocked not in _SENT_LATER:
+            return False
+        if self._book.queue.counts().get("waiting", 0) >= _MOST_WAITING:
             return False
         about = {"propensity": audit.propensity, "rung": found.checked.rung}
         return self._put(call, AUDIT, draft.value, about) is not None
