@@ -26,7 +26,10 @@ from edge.calibrations import Calibrations
 from edge.choosing import Asked, choose
 from edge.choosing import signals as choice_signals
 from edge.choosing import wording as question_digest
+from edge.confidence.coverage import coverage
+from edge.confidence.fields import FieldTokens, doubtful, field_signals, field_tokens
 from edge.confidence.key import CalibrationKey
+from edge.confidence.likely import likely
 from edge.confidence.signals import generation_signals
 from edge.errors import ConfigError, ModelError
 from edge.loading import Loader
@@ -177,7 +180,7 @@ class LocalModels:
         reference = manifest.encoder
         read = self._embedded(task, reference.name if reference else name, [text])
         with self.head(name) as head:
-            output = head.predict(read.vectors[0])
+            output = head.predict(read.vectors[0], text)
             shares = [float(share) for share in output.probabilities]
             return Choice(
                 value=output.label,
@@ -198,6 +201,7 @@ class LocalModels:
             device=choice.device,
             usage=Usage(choice.tokens_in, 0),
             signals=choice_signals(choice),
+            candidates=likely(choice.distribution.items()),
         )
         return self._calibrated(task, draft)
 
@@ -248,10 +252,12 @@ class LocalModels:
         digest, calibrated = info.digest, False
         values: list[Json] = [[float(x) for x in vector] for vector in read.vectors]
         outputs: list[HeadOutput | None] = [None] * len(texts)
+        labels: tuple[str, ...] = ()
         if manifest.kind == "head":
             with self.head(name) as head:
-                outputs = [head.predict(vector) for vector in read.vectors]
+                outputs = [head.predict(*pair) for pair in zip(read.vectors, texts, strict=True)]
                 calibrated = head.calibrated_for(info.digest)
+                labels = head.labels
             digest = _joint_digest(info.digest, manifest.digest)
             values = [output.label for output in outputs if output is not None]
         drafts = [
@@ -264,6 +270,7 @@ class LocalModels:
                 signals=_head_signals(output),
                 confidence=output.confidence if output and calibrated else None,
                 truncated=count > limit,
+                candidates=likely(_shares(labels, output)),
             )
             for value, output, count in zip(values, outputs, read.counts, strict=True)
         ]
@@ -288,17 +295,27 @@ class LocalModels:
         missing: Sequence[str] = ()
         if task.spec.kind is Kind.EXTRACT:
             value, missing = parsed(generation.text, text, ground=task.spec.ground)
+        tokens = _fields(decoder, generation) if isinstance(value, dict) else {}
         # A forced token says nothing of how sure the model is, and has no numbers.
         chosen = [entry for entry in generation.stats if not math.isnan(entry.logprob)]
+        signals = generation_signals(chosen, missing_fields=len(missing), fields=tokens.values())
+        if task.spec.kind is Kind.EXTRACT and task.spec.ground:
+            signals |= coverage(value, text, skip=_NOT_GROUNDED)
+        fields = {
+            name: field_signals(each, copied=_copied(name, missing) if task.spec.ground else None)
+            for name, each in tokens.items()
+        }
         draft = Draft(
             value=value,
             model=decoder.info.name,
             digest=decoder.info.digest,
             device=decoder.info.device,
             usage=generation.usage,
-            signals=generation_signals(chosen, missing_fields=len(missing)),
+            signals=signals,
             text=generation.text,
             problem=problem_of(generation, value, missing, task.spec.kind),
+            fields=fields,
+            doubtful=doubtful(fields, left_out=signals.get("left_out", 0.0)),
         )
         return self._calibrated(task, draft)
 
@@ -337,6 +354,28 @@ def _asked(task: LocalTask, decoder: Decoder, text: str) -> tuple[Sequence[int],
         allowed=matcher.allowed if matcher else None,
         forced=matcher.forced if matcher else None,
     )
+
+
+def _fields(decoder: Decoder, generation: Generation) -> dict[str, FieldTokens]:
+    """Return the tokens of each field of a JSON answer."""
+    pieces = [
+        b"" if token in decoder.end_tokens else decoder.piece(token) for token in generation.tokens
+    ]
+    return field_tokens(pieces, generation.stats)
+
+
+def _copied(name: str, missing: Sequence[str]) -> bool | None:
+    """Whether a field's value stands in the input; ``None`` where it need not."""
+    if name in _NOT_GROUNDED:
+        return None
+    return not any(place == name or place.startswith((f"{name}.", f"{name}[")) for place in missing)
+
+
+def _shares(labels: Sequence[str], output: HeadOutput | None) -> list[tuple[str, float]]:
+    """Return each label of a head with its probability; empty without an output."""
+    if output is None:
+        return []
+    return list(zip(labels, output.probabilities.tolist(), strict=True))
 
 
 def _joint_digest(*digests: str) -> str:

@@ -15,7 +15,17 @@ import typer
 from rich.markup import escape
 
 import edge
-from edge.cli import demo, doctor, head, models, queue, queue_drop, run
+from edge.cli import (
+    calibrate,
+    demo,
+    doctor,
+    head,
+    models,
+    queue,
+    queue_drop,
+    run,
+    simulate,
+)
 from edge.cli.show import problems
 from edge.errors import EdgeError, InputError
 
@@ -30,6 +40,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
+app.command("calibrate")(calibrate.calibrate)
+app.command("simulate")(simulate.simulate)
 app.add_typer(models.app, name="models", help="List and verify models.")
 app.add_typer(head.app, name="head", help="Train classification heads.")
 queue.app.command("drop")(queue_drop.drop)

@@ -1,8 +1,8 @@
-"""Trains classification heads on a sentence encoder, in seconds on a CPU.
+"""Trains classification heads on a sentence encoder, in seconds on a CPU where examples are few.
 
-Multinomial logistic regression by L-BFGS (Liu and Nocedal 1989), prototypes by spherical k-means
-within each label, and a confidence calibrated on predictions made out of fold. Deterministic for a
-seed. Pure numpy.
+Two layers of multinomial logistic regression, one over vectors and one over vectors and words,
+prototypes within each label, and a blend and a confidence fitted on predictions made out of fold.
+Deterministic for a seed. Pure numpy.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.heads import FEATURES, Head, HeadOutput, features
-from edge.confidence.calibration import CalibrationKey, fit_calibration
+from edge.backends.heads import Blend, Head, HeadOutput, Words
+from edge.backends.ngrams import count_table, rarity, weighted
+from edge.confidence.fusion import fit_calibration
+from edge.confidence.key import CalibrationKey
 from edge.errors import InputError
+from edge.lab.solvers import fit_blend, fit_logistic, spherical_kmeans
 
 Floats = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]
 Progress = Callable[[str, int, int], None]
 
 L2 = 0.1  # of one observation on unit vectors; best mean cross-validation of 0.02 to 0.5
-PROTOTYPES = 6  # per label, at most
-_MEMORY = 8
+PROTOTYPES = 64  # per label, at most: in cross-validation, the more the better
+MOST_PROTOTYPES = 5000  # of all labels: bounds time and megabytes
+FEATURES = (
+    *("log_odds", "margin", "similarity", "gap"),
+    *("entropy", "agreement", "vector_margin", "word_margin"),
+)
 _FEWEST_PER_LABEL = 2
 
 
@@ -57,22 +64,60 @@ class HeadReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What heads that did not see a row answered to it.
+
+    Attributes:
+        outputs: one per row; ``confidence`` comes from a calibration fitted on the other folds.
+        truth: the label of every row; one the head does not know is out of scope.
+        fold: int ``[rows]``.
+
+    """
+
+    outputs: tuple[HeadOutput, ...]
+    truth: tuple[str, ...]
+    fold: NDArray[np.int_]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedHead:
     """A head and what is known of it."""
 
     head: Head
     report: HeadReport
+    held_out: HeldOut
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrating:
-    """Rows to calibrate on beside, or instead of, predictions out of fold.
+    """Rows to calibrate on beside predictions out of fold.
 
     ``targets`` are label names; a name the head does not know (out of scope) is never right.
+    ``texts`` are needed where the head is trained with texts.
     """
 
     vectors: Floats
     targets: Sequence[str]
+    texts: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Training rows: unit vectors, label numbers, texts, and the counts of their n-grams."""
+
+    vectors: Floats
+    targets: NDArray[np.int_]
+    texts: Sequence[str] | None
+    counts: Floats | None
+
+    def where(self, keep: NDArray[np.bool_]) -> _Rows:
+        texts, counts = self.texts, self.counts
+        return _Rows(
+            self.vectors[keep],
+            self.targets[keep],
+            None if texts is None else [texts[row] for row in np.flatnonzero(keep).tolist()],
+            None if counts is None else counts[keep],
+        )
 
 
 def train_head(
@@ -106,7 +151,13 @@ def train_head(
         [_one(embed, text, tell, done, len(texts)) for done, text in enumerate(texts)]
     )
     return train_on_vectors(
-        vectors, labels, encoder_digest=encoder_digest, folds=folds, seed=seed, progress=tell
+        vectors,
+        labels,
+        texts=texts,
+        encoder_digest=encoder_digest,
+        folds=folds,
+        seed=seed,
+        progress=tell,
     )
 
 
@@ -115,38 +166,93 @@ def train_on_vectors(
     labels: Sequence[str],
     *,
     encoder_digest: str,
+    texts: Sequence[str] | None = None,
     folds: int = 5,
     seed: int = 0,
     l2: float = L2,
     extra: Calibrating | None = None,
     progress: Progress | None = None,
 ) -> TrainedHead:
-    """Train a head on vectors float32 ``[n, dimensions]``; see ``train_head``."""
+    """Train a head on vectors float32 ``[n, dimensions]``; see ``train_head``.
+
+    Without ``texts`` the head knows no words.
+    """
     tell = progress or (lambda _what, _done, _of: None)
     names = sorted(set(labels))
     index = {name: at for at, name in enumerate(names)}
     targets = np.array([index[label] for label in labels])
+    rows = _Rows(vectors, targets, texts, None if texts is None else count_table(list(texts)))
     fold = stratified_folds(targets, folds, seed)
     fixed: _Fixed = {"names": names, "encoder_digest": encoder_digest, "l2": l2, "seed": seed}
-    outputs: list[HeadOutput | None] = [None] * len(targets)
+    trials = []
     for part in range(folds):
         tell("cross-validation", part, folds)
-        inside = fold != part
-        trial = _fit(vectors[inside], targets[inside], **fixed)
-        for row in np.flatnonzero(~inside):
-            outputs[row] = trial.predict(vectors[row])
+        trials.append(_fit(rows.where(fold != part), **fixed))
     tell("cross-validation", folds, folds)
-    made = [output for output in outputs if output is not None]
-    plain = _fit(vectors, targets, **fixed)
-    right = [output.label == label for output, label in zip(made, labels, strict=True)]
-    judged = list(made)
-    truth = list(right)
+    trials = _blended(trials, rows, fold)
+    whole = _fit(rows, **fixed)
+    head = _with_blends(whole, trials[0])
+    plain = _answered(trials, rows.vectors, [None] * len(labels), fold)
+    held = plain if texts is None else _answered(trials, rows.vectors, list(texts), fold)
+    report_on = list(held)
+    truth = list(labels)
     if extra is not None:
-        seen = [plain.predict(vector) for vector in extra.vectors]
-        judged += seen
-        truth += [o.label == t for o, t in zip(seen, extra.targets, strict=True)]
-    head, ece = _calibrated(plain, judged, truth)
-    return TrainedHead(head, _report(made, labels, right, ece))
+        known = extra.texts if texts is not None else None
+        none = [None] * len(extra.targets)
+        parts = np.arange(len(extra.targets)) % folds
+        plain = plain + _answered(trials, extra.vectors, none, parts)
+        held = held + _answered(trials, extra.vectors, list(known) if known else none, parts)
+        truth += list(extra.targets)
+        fold = np.concatenate([fold, parts])
+    head, ece = _calibrated(head, plain, held, truth)
+    out = HeldOut(tuple(_judged_across(held, truth, fold)), tuple(truth), fold)
+    return TrainedHead(head, _report(report_on, labels, ece), out)
+
+
+def _blended(trials: Sequence[Head], rows: _Rows, fold: NDArray[np.int_]) -> list[Head]:
+    """Return the heads with blends fitted on what they did not see."""
+    size = (len(rows.targets), len(trials[0].labels))
+    plain, near, words = (np.empty(size, dtype=np.float32) for _ in range(3))
+    for part, trial in enumerate(trials):
+        inside = fold == part
+        vectors = rows.vectors[inside]
+        plain[inside] = vectors @ trial.weight.T + trial.bias
+        near[inside] = np.maximum.reduceat(vectors @ trial.prototypes.T, trial.starts, axis=1)
+        if trial.words is not None and rows.counts is not None:
+            counts = weighted(rows.counts[inside], trial.words.rarity)
+            words[inside] = (
+                vectors @ trial.words.weight.T + trial.words.bias + counts @ trial.words.table
+            )
+    of_vectors = Blend(*fit_blend(plain, near, rows.targets))
+    of_words = Blend(*fit_blend(words, near, rows.targets)) if rows.counts is not None else None
+    return [
+        replace(
+            trial,
+            blend=of_vectors,
+            words=replace(trial.words, blend=of_words) if trial.words and of_words else None,
+        )
+        for trial in trials
+    ]
+
+
+def _with_blends(head: Head, other: Head) -> Head:
+    words = head.words
+    if words is not None and other.words is not None:
+        words = replace(words, blend=other.words.blend)
+    return replace(head, blend=other.blend, words=words)
+
+
+def _answered(
+    trials: Sequence[Head],
+    vectors: Floats,
+    texts: Sequence[str | None],
+    fold: NDArray[np.int_],
+) -> list[HeadOutput]:
+    """Return each row's answer by the head of its fold."""
+    return [
+        trials[part].predict(vector, text)
+        for part, vector, text in zip(fold, vectors, texts, strict=True)
+    ]
 
 
 def stratified_folds(targets: NDArray[np.int_], folds: int, seed: int) -> NDArray[np.int_]:
@@ -185,135 +291,73 @@ def _checked(texts: Sequence[str], labels: Sequence[str]) -> tuple[list[str], li
     return list(pairs), list(pairs.values())
 
 
-def _fit(
-    vectors: Floats,
-    targets: NDArray[np.int_],
-    *,
-    names: Sequence[str],
-    encoder_digest: str,
-    l2: float,
-    seed: int,
-) -> Head:
-    weight, bias = fit_logistic(vectors, targets, len(names), l2=l2)
+def _fit(rows: _Rows, *, names: Sequence[str], encoder_digest: str, l2: float, seed: int) -> Head:
+    weight, bias = fit_logistic(rows.vectors, rows.targets, len(names), l2=l2)
+    each = max(1, min(PROTOTYPES, MOST_PROTOTYPES // len(names)))
     parts = [
-        spherical_kmeans(vectors[targets == target], PROTOTYPES, seed=seed)
+        spherical_kmeans(rows.vectors[rows.targets == target], each, seed=seed)
         for target in range(len(names))
     ]
     starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
-    prototypes = np.concatenate(parts)
-    return Head(tuple(names), weight, bias, prototypes, starts, None, encoder_digest)
+    words = None if rows.counts is None else _fit_words(rows, rows.counts, len(names), l2)
+    return Head(
+        tuple(names), weight, bias, np.concatenate(parts), starts, Blend(), encoder_digest, words
+    )
 
 
-def fit_logistic(
-    vectors: Floats, targets: NDArray[np.int_], labels: int, *, l2: float, steps: int = 120
-) -> tuple[Floats, Floats]:
-    """Return weight ``[labels, dimensions]`` and bias ``[labels]`` of a multinomial regression.
-
-    Minimises the summed cross-entropy plus ``l2 / 2`` times the squared weights.
-    """
-    rows, width = vectors.shape
-    design = np.column_stack([vectors, np.ones(rows, dtype=np.float32)])
-    truth = np.zeros((rows, labels), dtype=np.float32)
-    truth[np.arange(rows), targets] = 1.0
-    penalty = np.full(width + 1, l2, dtype=np.float32)
-    penalty[-1] = l2 * 1e-2
-
-    def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
-        weights = flat.reshape(labels, width + 1)
-        logits = design @ weights.T
-        logits -= logits.max(axis=1, keepdims=True)
-        picked = logits[np.arange(rows), targets]
-        np.exp(logits, out=logits)
-        mass = logits.sum(axis=1, keepdims=True)
-        loss = float(np.log(mass).sum() - picked.sum())
-        logits /= mass
-        logits -= truth
-        loss += 0.5 * float((penalty * weights * weights).sum())
-        gradient: Floats = (logits.T @ design + penalty * weights).ravel().astype(np.float32)
-        return loss, gradient
-
-    best = _lbfgs(loss_and_gradient, np.zeros(labels * (width + 1), np.float32), steps)
-    weights = best.reshape(labels, width + 1)
-    return weights[:, :-1].copy(), weights[:, -1].copy()
-
-
-def _lbfgs(
-    objective: Callable[[Floats], tuple[float, Floats]], start: Floats, steps: int
-) -> Floats:
-    """Return a minimiser; backtracking line search, stops when the loss moves by less than 1e-6."""
-    point, (loss, gradient) = start, objective(start)
-    moves: list[tuple[Floats, Floats, float]] = []
-    for _ in range(steps):
-        direction = -_two_loop(gradient, moves)
-        slope = float(gradient @ direction)
-        size = 1.0 if moves else min(1.0, 1.0 / float(np.abs(gradient).sum() + 1e-12))
-        while True:
-            trial = point + np.float32(size) * direction
-            trial_loss, trial_gradient = objective(trial)
-            if trial_loss <= loss + 1e-4 * size * slope or size < 1e-8:  # noqa: PLR2004
-                break
-            size *= 0.5
-        step, change = trial - point, trial_gradient - gradient
-        curvature = float(step @ change)
-        if curvature > 1e-10:  # noqa: PLR2004
-            moves = [*moves[-_MEMORY + 1 :], (step, change, 1.0 / curvature)]
-        done = loss - trial_loss < 1e-6 * max(1.0, abs(loss))
-        point, loss, gradient = trial, trial_loss, trial_gradient
-        if done:
-            break
-    return point
-
-
-def _two_loop(gradient: Floats, moves: Sequence[tuple[Floats, Floats, float]]) -> Floats:
-    """Return the inverse Hessian's estimate times the gradient."""
-    q = gradient.copy()
-    shares = []
-    for step, change, inverse in reversed(moves):
-        share = inverse * float(step @ q)
-        shares.append(share)
-        q -= np.float32(share) * change
-    if moves:
-        step, change, inverse = moves[-1]
-        q *= np.float32(1.0 / (inverse * float(change @ change)))
-    for (step, change, inverse), share in zip(moves, reversed(shares), strict=True):
-        q += np.float32(share - inverse * float(change @ q)) * step
-    return q
-
-
-def spherical_kmeans(vectors: Floats, count: int, *, seed: int, rounds: int = 15) -> Floats:
-    """Return up to ``count`` unit vectors that stand for the given ones."""
-    if len(vectors) <= count:
-        return vectors.copy()
-    random = np.random.default_rng(seed)
-    centres = vectors[random.choice(len(vectors), count, replace=False)]
-    for _ in range(rounds):
-        nearest = (vectors @ centres.T).argmax(axis=1)
-        sums = np.stack([vectors[nearest == at].sum(axis=0) for at in range(count)])
-        length = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(length > 0, sums / np.maximum(length, 1e-12), centres)
-    return centres.astype(np.float32)
+def _fit_words(rows: _Rows, counts: Floats, labels: int, l2: float) -> Words:
+    rare = rarity(counts)
+    both = np.concatenate([rows.vectors, weighted(counts, rare)], axis=1)
+    weight, bias = fit_logistic(both, rows.targets, labels, l2=l2)
+    width = rows.vectors.shape[1]
+    table = np.ascontiguousarray(weight[:, width:].T)
+    return Words(weight[:, :width].copy(), bias, table, rare, Blend())
 
 
 def _calibrated(
-    plain: Head, outputs: Sequence[HeadOutput], right: Sequence[bool]
+    head: Head, plain: Sequence[HeadOutput], held: Sequence[HeadOutput], truth: Sequence[str]
 ) -> tuple[Head, float | None]:
-    """Return the head with a calibration, where there are enough right and wrong answers."""
+    """Return the head with calibrations, and the calibration error where one could be fitted."""
+    blend, ece = _with_calibration(head.blend, plain, truth)
+    words = head.words
+    if words is not None:
+        fitted, ece = _with_calibration(words.blend, held, truth)
+        words = replace(words, blend=fitted)
+    return replace(head, blend=blend, words=words), ece
+
+
+def _with_calibration(
+    blend: Blend, outputs: Sequence[HeadOutput], truth: Sequence[str]
+) -> tuple[Blend, float | None]:
+    """Return the blend with a calibration, where there are enough right and wrong answers."""
+    right = [output.label == label for output, label in zip(outputs, truth, strict=True)]
     if len(right) < 20 or all(right) or not any(right):  # noqa: PLR2004
-        return plain, None
-    rows = [
-        dict(zip(FEATURES, features(o.probability, o.margin, o.similarity), strict=True))
-        for o in outputs
-    ]
+        return blend, None
+    rows = [output.signals for output in outputs]
     fitted = fit_calibration(
-        CalibrationKey(plain.encoder_digest, ""), rows, correct=right, features=FEATURES
+        CalibrationKey("", ""), rows, correct=right, features=FEATURES, stage="none"
     )
     table = np.array([[*fitted.mean, 0.0], [*fitted.scale, 1.0], [*fitted.weights, fitted.bias]])
-    return replace(plain, calibration=table), fitted.ece
+    return replace(blend, features=FEATURES, calibration=table), fitted.ece
 
 
-def _report(
-    outputs: Sequence[HeadOutput], labels: Sequence[str], right: Sequence[bool], ece: float | None
-) -> HeadReport:
+def _judged_across(
+    outputs: Sequence[HeadOutput], truth: Sequence[str], fold: NDArray[np.int_]
+) -> list[HeadOutput]:
+    """Return the outputs, each with the confidence that the other folds would give it."""
+    judged = list(outputs)
+    for part in np.unique(fold):
+        inside = np.flatnonzero(fold != part).tolist()
+        others = [outputs[row] for row in inside]
+        blend, _ = _with_calibration(Blend(), others, [truth[row] for row in inside])
+        for row in np.flatnonzero(fold == part).tolist():
+            output = outputs[row]
+            judged[row] = replace(output, confidence=blend.confidence(output.signals))
+    return judged
+
+
+def _report(outputs: Sequence[HeadOutput], labels: Sequence[str], ece: float | None) -> HeadReport:
+    right = [output.label == label for output, label in zip(outputs, labels, strict=True)]
     pairs = Counter(
         (label, output.label)
         for output, label, hit in zip(outputs, labels, right, strict=True)

@@ -4,7 +4,8 @@
 
 Settings were chosen by cross-validation on the training rows (see `edge/lab/heads.py`); the bench
 rows are only measured on. sms_spam has no bench split: a fifth of its messages, chosen by a hash
-of the text, is held out. Embeddings are kept under `--cache` between runs.
+of the text, is held out. Embeddings are kept under `--cache` between runs. What heads answered to
+training rows they did not see goes to `--held-out`, one `.npz` per head, for `bench/tape.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from manifest import sha256, versions, write_manifest
 from numpy.typing import NDArray
 
 from edge.backends.heads import Head
-from edge.backends.onnx import OnnxEncoder
-from edge.lab.heads import Calibrating, train_on_vectors
+from edge.backends.onnx.encoder import OnnxEncoder
+from edge.lab.heads import Calibrating, HeldOut, train_on_vectors
 
 Floats = NDArray[np.float32]
 ENCODER = Path("models/minilm-l6-int8")
@@ -116,12 +117,12 @@ class Vectors:
 
 
 def measure(
-    head: Head, vectors: Floats, labels: Sequence[str], outside: Floats | None
+    head: Head, vectors: Floats, rows: Rows, outside: tuple[Floats, Rows] | None
 ) -> dict[str, Any]:
     """Return accuracy, error AUROC, calibration error and, where asked, out-of-scope AUROC."""
-    outputs = [head.predict(vector) for vector in vectors]
-    right = np.array([o.label == label for o, label in zip(outputs, labels, strict=True)])
-    confidence = np.array([o.confidence for o in outputs], dtype=np.float32)
+    outputs = [head.predict(*pair) for pair in zip(vectors, rows.texts, strict=True)]
+    right = np.array([o.label == label for o, label in zip(outputs, rows.labels, strict=True)])
+    confidence = np.array([o.confidence for o in outputs], dtype=np.float64)
     order = np.array_split(np.argsort(confidence), 10)
     gaps = [abs(confidence[p].mean() - right[p].mean()) * len(p) for p in order if len(p)]
     found = {
@@ -131,22 +132,43 @@ def measure(
         "n": len(right),
     }
     if outside is not None:
-        scores = np.array([o.score for o in outputs], dtype=np.float32)
-        far = np.array([head.predict(vector).score for vector in outside], dtype=np.float32)
-        found |= {"out_of_scope_auroc": round(auroc(scores, far), 4), "n_out_of_scope": len(far)}
+        far = [head.predict(*pair).score for pair in zip(outside[0], outside[1].texts, strict=True)]
+        within = np.array([o.score for o in outputs], dtype=np.float32)
+        value = auroc(within, np.array(far, dtype=np.float32))
+        found |= {"out_of_scope_auroc": round(value, 4), "n_out_of_scope": len(far)}
     return found
 
 
-def build(name: str, data: Path, out: Path, vectors: Vectors, digest: str) -> dict[str, Any]:
+def keep_held_out(path: Path, held: HeldOut) -> None:
+    """Write what heads answered to rows they did not see; arrays as in `bench/tape.py`."""
+    names = tuple(held.outputs[0].signals)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        value=np.array([output.label for output in held.outputs]),
+        gold=np.array(held.truth),
+        confidence=np.array([output.confidence for output in held.outputs], dtype=np.float64),
+        signal_names=np.array(names),
+        signals=np.array([list(o.signals.values()) for o in held.outputs], dtype=np.float32),
+        fold=held.fold.astype(np.int16),
+    )
+
+
+def build(
+    name: str, data: Path, out: Path, vectors: Vectors, *, digest: str, held_out: Path
+) -> dict[str, Any]:
     """Train, save and measure one head."""
     train, bench, near, far = splits(name, data)
-    extra = Calibrating(vectors.of(near), near.labels) if near else None
-    trained = train_on_vectors(vectors.of(train), train.labels, encoder_digest=digest, extra=extra)
+    extra = Calibrating(vectors.of(near), near.labels, near.texts) if near else None
+    trained = train_on_vectors(
+        vectors.of(train), train.labels, texts=train.texts, encoder_digest=digest, extra=extra
+    )
+    keep_held_out(held_out / f"{name}.npz", trained.held_out)
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     trained.head.save(folder / f"{name}.safetensors")
     head = Head.load(folder / f"{name}.safetensors")
-    quality = measure(head, vectors.of(bench), bench.labels, vectors.of(far) if far else None)
+    quality = measure(head, vectors.of(bench), bench, (vectors.of(far), far) if far else None)
     quality["cross_validation"] = round(trained.report.accuracy, 4)
     source = SOURCES[name]
     facts = {
@@ -156,7 +178,7 @@ def build(name: str, data: Path, out: Path, vectors: Vectors, digest: str) -> di
         "licence": "Apache-2.0",
         "sources": [{"name": source.folder, "licence": source.licence, "origin": source.origin}],
         "recipe": "models/recipes/heads.py",
-        "parameters": int(head.weight.size + head.bias.size + head.prototypes.size),
+        "parameters": head.parameters,
         "encoder": {"name": ENCODER.name, "sha256": digest},
         "quality": quality,
         "versions": versions("numpy", "onnxruntime", "safetensors", "tokenizers"),
@@ -171,6 +193,8 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--out", default="models")
     parser.add_argument("--cache", default="build/vectors")
+    parser.add_argument("--held-out", default="build/tapes/held-out")
+    parser.add_argument("--only", choices=tuple(SOURCES), help="build this head alone")
     parser.add_argument("--weights", default=str(ENCODER / f"{ENCODER.name}.onnx"))
     arguments = parser.parse_args()
     weights = Path(arguments.weights)
@@ -179,8 +203,9 @@ def main() -> None:
         weights, tokenizer=ENCODER / "tokenizer.json", name=ENCODER.name, digest=digest, threads=1
     )
     vectors = Vectors(encoder, Path(arguments.cache))
-    for name in SOURCES:
-        quality = build(name, Path(arguments.data), Path(arguments.out), vectors, digest)
+    data, out, held = (Path(arguments.data), Path(arguments.out), Path(arguments.held_out))
+    for name in (arguments.only,) if arguments.only else SOURCES:
+        quality = build(name, data, out, vectors, digest=digest, held_out=held)
         print(name, json.dumps(quality), flush=True)
 
 

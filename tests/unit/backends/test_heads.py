@@ -52,14 +52,16 @@ def test_the_answer_is_the_softmax_of_layer_and_nearest_prototype():
     near = [max(vector[0], unit(1, 1, 0, 0) @ vector), vector[1]]
     logits = 2.0 * vector[:2] + 3.0 * np.array(near)
     shares = np.exp(logits) / np.exp(logits).sum()
-    assert output.label == "bill" and output.label_index == 0
+    assert output.label == "bill"
+    assert output.label_index == 0
     assert output.probabilities == pytest.approx(shares, abs=1e-6)
     assert output.margin == pytest.approx(logits[0] - logits[1], abs=1e-6)
     assert output.similarity == pytest.approx(near[0], abs=1e-6)
     assert output.gap == pytest.approx(near[0] - near[1], abs=1e-6)
     assert output.entropy == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-5)
     assert output.score == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
-    assert output.agreement == 1.0 and output.word_margin == 0.0
+    assert output.agreement == 1.0
+    assert output.word_margin == 0.0
 
 
 def test_confidence_is_the_logistic_function_of_the_named_signals():
@@ -108,7 +110,8 @@ def test_a_saved_head_answers_as_before(tmp_path, with_words):
     made = head(words=words() if with_words else None)
     made.save(tmp_path / "h.safetensors")
     read = Head.load(tmp_path / "h.safetensors")
-    assert read.labels == made.labels and read.encoder_digest == "digest"
+    assert read.labels == made.labels
+    assert read.encoder_digest == "digest"
     assert (read.words is None) == (made.words is None)
     assert read.parameters == made.parameters
     vector = unit(0.7, 0.3, 0.1, 0)

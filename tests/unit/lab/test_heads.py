@@ -34,7 +34,8 @@ def test_words_help_where_vectors_are_noisy():
     assert alone.head.words is None
     assert both.head.words is not None
     assert both.report.accuracy > alone.report.accuracy
-    assert both.report.ece is not None and 0 <= both.report.ece <= 0.15
+    assert both.report.ece is not None
+    assert 0 <= both.report.ece <= 0.15
 
 
 def test_training_twice_gives_the_same_head():
@@ -47,7 +48,7 @@ def test_training_twice_gives_the_same_head():
 
 
 def test_held_out_answers_come_from_heads_that_did_not_see_the_row():
-    vectors, labels, texts = blobs()
+    vectors, labels, _texts = blobs()
     random = np.random.default_rng(1)
     shuffled = list(random.permutation(labels))
     random_vectors = random.normal(size=vectors.shape).astype(np.float32)
