@@ -14,12 +14,16 @@ from edge.policy.conditions import Condition, Type, parse
 SIGNALS = (
     "confidence",
     # of a head, a decision over labels, or both
+    "log_odds",
     "probability",
     "margin",
     "energy",
     "entropy",
     "similarity",
+    "gap",
     "agreement",
+    "vector_margin",
+    "word_margin",
     "score",
     "log_mass",
     # of a generated answer
@@ -27,11 +31,21 @@ SIGNALS = (
     "min_logprob",
     "q10_logprob",
     "min_margin",
-    "first_margin",
     "max_entropy",
-    "outside_mass",
     "tokens",
+    "value_mean_logprob",
+    "value_min_logprob",
+    "value_q10_logprob",
+    "value_margin",
+    "first_margin",
+    "name_margin",
+    "worst_field",
+    "outside_mass",
+    # of an extraction beside its text
     "missing",
+    "partial",
+    "left_out",
+    "overlap",
 )
 """What a condition may look at beside a pack's own ``context``; all are numbers."""
 

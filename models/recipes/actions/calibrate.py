@@ -21,7 +21,8 @@ from edge.confidence.fusion import fit_calibration
 from edge.confidence.key import CalibrationKey
 
 TASK = "action"
-FEATURES = ("mean_logprob", "min_logprob", "q10_logprob", "min_margin", "max_entropy", "tokens")
+# As good as any of fifteen sets in cross-validation on the rows below, AUROC and log-loss together.
+FEATURES = ("mean_logprob", "min_margin", "missing", "partial", "left_out", "overlap")
 
 
 def main() -> None:
@@ -35,14 +36,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state, edge.open(state=state, offline=True) as runtime:
         task = runtime.tasks()[TASK]
         drafts = [runtime.models.draft(task, example.text) for example in held]
-    once = {e.text: (d, e) for d, e in zip(drafts, held, strict=True) if d.problem is None}
-    valid = list(once.values())
-    right = [isinstance(d.value, dict) and same_call(d.value, e.call()) for d, e in valid]
+    # Invalid answers too: what tells them, such as a value that is not in the text, is learnt.
+    once = list({e.text: (d, e) for d, e in zip(drafts, held, strict=True)}.values())
+    right = [isinstance(d.value, dict) and same_call(d.value, e.call()) for d, e in once]
     if task.prompt is None:
         raise SystemExit(f"task {TASK} has no prompt")
     key = CalibrationKey(drafts[0].digest, TASK, task.prompt.digest)
-    signals = [draft.signals for draft, _ in valid]
-    rows = [example.text for _, example in valid]
+    signals = [draft.signals for draft, _ in once]
+    rows = [example.text for _, example in once]
     fitted = fit_calibration(key, signals, correct=right, features=FEATURES, rows=rows)
     name = f"calibration-{TASK}.json"
     fitted.save(folder / name)
