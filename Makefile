@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := pyproject.toml setup.py $(wildcard native/*.pyx native/*.pxd native/row/*)
+SOURCES := pyproject.toml setup.py \
+  $(wildcard native/*.pyx native/row/* native/decode/* edge/_native/*.pxd)
 
 .PHONY: demo test gates bench clean
 

@@ -14,9 +14,12 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 DEBUG = os.environ.get("EDGE_CY_DEBUG") == "1"
+PASSES = ("avx512", "avx2", "neon", "portable")
 C_SOURCES = {
-    "sampling": [f"native/row/{name}.c" for name in ("avx512", "avx2", "neon", "portable")]
-    + ["native/row/candidates.c"]
+    "sampling": [
+        f"native/row/{name}.c" for name in (*PASSES, "candidates", "cuts", "changes", "view")
+    ],
+    "engine": ["native/decode/slot.c", "native/decode/loop.c"],
 }
 MODELS_LEFT_OUT = shutil.ignore_patterns("recipes", "__pycache__")
 
@@ -35,10 +38,10 @@ def compile_args() -> list[str]:
     if sys.platform == "win32":
         return ["/Od", "/Zi"] if DEBUG else ["/O2", "/fp:precise"]
     # Fused multiply-add would make a row's sums differ between instruction sets.
+    always = ["-ffp-contract=off", "-fvisibility=hidden"]
     if DEBUG:
-        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-        return ["-ffp-contract=off", "-O1", "-g", *sanitize]
-    return ["-ffp-contract=off", "-O3"]
+        return [*always, "-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    return [*always, "-O3"]
 
 
 def extensions() -> list[Extension]:

@@ -59,6 +59,10 @@ extern const edge_kernels edge_avx512, edge_avx2, edge_neon, edge_portable;
  * or this build has no such set. Names: avx512, avx2, neon, portable. */
 const edge_kernels *edge_kernels_of(const char *name);
 
+static inline int edge_allows(const uint32_t *allowed, int32_t token) {
+    return allowed == NULL || (allowed[token >> 5] >> (token & 31) & 1);
+}
+
 /* Candidates in order: larger logit first, then smaller token. */
 void edge_sort(edge_candidate *c, size_t n);
 
