@@ -25,7 +25,7 @@ from edge.errors import InputError, LoadError
 FEATURES = ("log_odds", "margin", "similarity")  # of heads of the first format
 KNOWN_SIGNALS = (
     *("log_odds", "probability", "margin", "similarity", "gap", "entropy", "agreement"),
-    *("vector_margin", "word_margin", "score"),
+    "score",
 )
 NEARNESS = 4.0  # of a label's nearest prototype in heads of the first format
 _CLIP = 6.0
@@ -47,8 +47,6 @@ class HeadOutput:
         entropy: of the probabilities, in nats.
         agreement: share of the opinions that name the winner: the vector's layer, the nearest
             prototype and, where the text was given, the layer over vector and words.
-        vector_margin: the winner's logit in the vector's layer minus the best other one.
-        word_margin: the same, of what the words alone add; 0 where no text was given.
         score: log of the summed exponentials of the logits, the negated energy (Liu et al. 2020):
             higher means more surely in scope.
         confidence: calibrated probability of being right, or ``None`` without a calibration.
@@ -64,8 +62,6 @@ class HeadOutput:
     gap: float
     entropy: float
     agreement: float
-    vector_margin: float
-    word_margin: float
     score: float
     confidence: float | None
 
@@ -81,8 +77,6 @@ class HeadOutput:
             "gap": self.gap,
             "entropy": self.entropy,
             "agreement": self.agreement,
-            "vector_margin": self.vector_margin,
-            "word_margin": self.word_margin,
             "score": self.score,
         }
 
@@ -184,21 +178,12 @@ class Head:
         near = np.maximum.reduceat(self.prototypes @ embedding, self.starts)
         plain = self.weight @ embedding + self.bias
         if self.words is None or text is None:
-            return self._output(self.blend, plain, [plain, near], near=near, plain=plain)
-        added = self.words.added(text)
-        logits = self.words.weight @ embedding + self.words.bias + added
-        opinions = [plain, near, logits]
-        return self._output(self.words.blend, logits, opinions, near=near, plain=plain, added=added)
+            return self._output(self.blend, plain, [plain, near], near=near)
+        logits = self.words.weight @ embedding + self.words.bias + self.words.added(text)
+        return self._output(self.words.blend, logits, [plain, near, logits], near=near)
 
     def _output(
-        self,
-        blend: Blend,
-        layer: Floats,
-        opinions: list[Floats],
-        *,
-        near: Floats,
-        plain: Floats,
-        added: Floats | None = None,
+        self, blend: Blend, layer: Floats, opinions: list[Floats], *, near: Floats
     ) -> HeadOutput:
         logits = np.float32(blend.sharpness) * layer + np.float32(blend.nearness) * near
         best = int(logits.argmax())
@@ -213,8 +198,6 @@ class Head:
             "gap": lead(near, best),
             "entropy": float(-(probabilities * np.log(probabilities + 1e-12)).sum()),
             "agreement": agreed / len(opinions),
-            "vector_margin": lead(plain, best),
-            "word_margin": 0.0 if added is None else lead(added, best),
             "score": float(logits[best] + np.log(shares.sum())),
         }
         output = HeadOutput(

@@ -21,11 +21,11 @@ from edge.errors import InputError
 Floats = NDArray[np.float64]
 
 _KNOTS = 100
-# Shares of alpha. A start below 0.4 keeps too little where labels abound, one above risks all on
-# a table that may be too hopeful. Beyond 1 the table may be too gloomy; going on costs nothing.
+# Shares of alpha. Beyond 1 the table may be too gloomy; going on costs nothing.
 _SHARES = tuple(round(0.05 * step, 2) for step in range(2, 61))
-_START = 0.4
-_ENOUGH = 0.9  # of the best chance in the table: then the usual start is kept
+# Of the best chance in the table. A table is often too hopeful, and testing ends at the first
+# failure: the strictest place that is nearly as good as any kept most over folds of training rows.
+_ENOUGH = 0.95
 _TOP_START = 2.5  # times the fewest kept answers that can certify without an error
 _TOP_GROWTH = 1.1
 
@@ -97,14 +97,12 @@ def risk_table(confidence: Sequence[float], correct: Sequence[bool]) -> RiskTabl
 def from_table(table: RiskTable, n: int, *, alpha: float, delta: float) -> tuple[float, ...]:
     """Return thresholds to test one after the other, falling.
 
-    They lie where the table's risk is a share of alpha. The start is at 0.4 alpha, unless another
-    place has a clearly better chance to pass with ``n`` labels.
+    They lie where the table's risk is a share of alpha. The start is the strictest that has nearly
+    the best chance to pass with ``n`` labels.
     """
     places = [table.laxest(share * alpha) for share in _SHARES]
     chances = [_chance(kept, risk, n, alpha=alpha, delta=delta) for _, kept, risk in places]
-    start = _SHARES.index(_START)
-    if chances[start] < _ENOUGH * max(chances):
-        start = chances.index(max(chances))
+    start = next(at for at, each in enumerate(chances) if each >= _ENOUGH * max(chances))
     falling = [places[start][0]]
     for threshold, _, _ in [*places[start + 1 :], table.laxest(1.0)]:
         if threshold < falling[-1]:

@@ -29,10 +29,10 @@ Progress = Callable[[str, int, int], None]
 L2 = 0.1  # of one observation on unit vectors; best mean cross-validation of 0.02 to 0.5
 PROTOTYPES = 64  # per label, at most: in cross-validation, the more the better
 MOST_PROTOTYPES = 5000  # of all labels: bounds time and megabytes
-FEATURES = (
-    *("log_odds", "margin", "similarity", "gap"),
-    *("entropy", "agreement", "vector_margin", "word_margin"),
-)
+FEATURES = ("log_odds", "similarity", "gap", "agreement")
+"""Of the confidence: the winner's margin in odds, and its neighbours. More signals gained less than
+0.001 of error AUROC in cross-validation."""
+
 _FEWEST_PER_LABEL = 2
 
 

@@ -17,13 +17,10 @@ SIGNALS = (
     "log_odds",
     "probability",
     "margin",
-    "energy",
     "entropy",
     "similarity",
     "gap",
     "agreement",
-    "vector_margin",
-    "word_margin",
     "score",
     "log_mass",
     # of a generated answer

@@ -61,7 +61,6 @@ def test_the_answer_is_the_softmax_of_layer_and_nearest_prototype():
     assert output.entropy == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-5)
     assert output.score == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
     assert output.agreement == 1.0
-    assert output.word_margin == 0.0
 
 
 def test_confidence_is_the_logistic_function_of_the_named_signals():
@@ -77,7 +76,6 @@ def test_the_words_can_overrule_the_vector_and_the_signals_say_so():
     vector = unit(0.52, 0.48, 0, 0)
     alone, read = made.predict(vector), made.predict(vector, "lost card")
     assert (alone.label, read.label) == ("bill", "card")
-    assert read.vector_margin < 0 < read.word_margin
     assert read.agreement == pytest.approx(1 / 3)
     assert alone.confidence != read.confidence
 

@@ -80,7 +80,7 @@ def test_promises_break_no_more_often_than_said(world, pack, alpha):
 @pytest.mark.parametrize(
     ("world", "pack", "alpha", "n", "least"),
     [
-        (USUAL, USUAL_PACK, 0.05, 500, 0.55),
+        (USUAL, USUAL_PACK, 0.05, 500, 0.45),
         (USUAL, USUAL_PACK, 0.05, 1000, 0.78),
         (USUAL, USUAL_PACK, 0.1, 500, 0.85),
         (USUAL, USUAL_PACK, 0.1, 1000, 0.9),
