@@ -68,6 +68,11 @@ def check_context(
         InputError: a name is not declared, or a value is of another type.
 
     """
+    if context is not None and not isinstance(context, Mapping):
+        raise InputError(
+            f"The context is of type {type(context).__name__}, not a mapping of names to values.",
+            hint="Pass a dict.",
+        )
     for name, value in (context or {}).items():
         kind = declared.get(name)
         if kind is None:

@@ -19,6 +19,7 @@ from edge.spending import Spending
 from edge.types import Draft, Reason, Verdict
 
 _BOTH = 2
+_FOR_THE_CLOUD = {Reason.CONDITION, Reason.WORTH_ASKING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Considered:
         decision: what becomes of it.
         checked: what the watch made of it.
         calls: local models asked.
+        tier: the task whose local model made it.
 
     """
 
@@ -39,6 +41,7 @@ class Considered:
     decision: Decision
     checked: Checked = NOT_CHECKED
     calls: int = 1
+    tier: str = ""
 
 
 class Considering:
@@ -73,17 +76,24 @@ class Considering:
             return None
 
     def consider(self, call: Call, the_plan: Plan, draft: Draft | None) -> Considered:
-        """Decide on the first tier's draft and, where it does not stand, on the next tier's."""
+        """Decide on the first tier's draft and, where it does not stand, on the next tier's.
+
+        What a rule sends up, or what is worth asking the cloud for, is not for another local model.
+        An answer of the next tier is never certified: its certificate speaks of all traffic, and it
+        sees what the first tier did not keep.
+        """
         found = self._judged(call, call.local, the_plan, draft)
         then = call.spec.routing.then
-        if then is None or found.decision.action is Action.KEEP or the_plan.calls_left < _BOTH:
+        settled = found.decision.action is Action.KEEP or _FOR_THE_CLOUD & {*found.decision.reasons}
+        if then is None or settled or the_plan.calls_left < _BOTH:
             return found
         tier = self._tasks[then]
         again = self._judged(call, tier, the_plan, self.draft(tier, call.text), calls=_BOTH)
-        if again.decision.action is Action.KEEP:
-            reasons = (Reason.NEXT_TIER, *again.decision.reasons)
-            return replace(again, decision=replace(again.decision, reasons=reasons))
-        return self._neither(call, the_plan, found, again)
+        if again.decision.action is not Action.KEEP:
+            return self._neither(call, the_plan, found, again)
+        sure = (Reason.CONFIDENT if r is Reason.CERTIFIED else r for r in again.decision.reasons)
+        decision = replace(again.decision, reasons=(Reason.NEXT_TIER, *sure), certified=False)
+        return replace(again, decision=decision)
 
     def _neither(
         self, call: Call, the_plan: Plan, found: Considered, again: Considered
@@ -106,10 +116,10 @@ class Considering:
         terms = self._terms(call, tier, the_plan)
         decision = decide(tier.spec, the_plan, draft, verdict, terms=terms, calls=calls)
         if draft is None or not verdict.valid:
-            return Considered(draft, verdict, decision, calls=calls)
+            return Considered(draft, verdict, decision, calls=calls, tier=tier.name)
         kept = decision.action is Action.KEEP
         checked = self._oversight.looked_at(tier, draft, call.trace_id, kept=kept)
-        return Considered(draft, verdict, decision, checked, calls)
+        return Considered(draft, verdict, decision, checked, calls, tier.name)
 
     def _terms(self, call: Call, tier: LocalTask, the_plan: Plan) -> Terms:
         terms = self._oversight.terms(tier, call.context)

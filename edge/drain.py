@@ -8,7 +8,7 @@ unless somebody names the task.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.admit import Call, admit
@@ -20,7 +20,7 @@ from edge.route import Circumstances, plan
 from edge.store.book import Book
 from edge.store.ledger import Hold
 from edge.store.queue import QueuedTask
-from edge.types import Json
+from edge.types import Json, Kind, Reason
 
 if TYPE_CHECKING:
     from edge.cloud.pool import CloudAnswer
@@ -92,6 +92,9 @@ class Draining:
         except EdgeError as error:
             queue.fail(queued.id, error.message)
             return "failed"
+        pool = queued.payload.get("pool")
+        if isinstance(pool, str):  # a rule of the policy chose it
+            call = replace(call, local=replace(call.local, spec=call.spec.asking(pool)))
         if queued.unclear_hold_id is not None and not again:
             queue.fail(queued.id, "An earlier attempt may have been billed; retry it by its id.")
             return "failed"
@@ -100,15 +103,25 @@ class Draining:
             queue.give_back(queued.id, blocked.value, retry_after_s=_RETRY_AFTER_S)
             return "waiting"
         outcome = self._ask_again(call, queued)
+        if queued.reason == AUDIT:
+            self._take_audit(call, queued, outcome)
         if outcome.draft is not None:
-            if queued.reason == AUDIT:
-                self._audited(call, queued.payload, queued.provisional, outcome.draft.value)
             return "done"
         if outcome.unclear or outcome.reason in FINAL:
             queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
             return "failed"
         queue.give_back(queued.id, outcome.reason.value, retry_after_s=_RETRY_AFTER_S)
         return "waiting"
+
+    def _take_audit(self, call: Call, queued: QueuedTask, outcome: Outcome) -> None:
+        """Pass the cloud's word on; a word that is none of the labels says that the label is wrong.
+
+        Leaving such answers out would lose outcomes because of what they are.
+        """
+        other = call.spec.kind is Kind.CLASSIFY and outcome.reason is Reason.INVALID_OUTPUT
+        if outcome.draft is not None or other:
+            answer = outcome.draft.value if outcome.draft else None
+            self._audited(call, queued.payload, queued.provisional, answer)
 
     def _ask_again(self, call: Call, queued: QueuedTask) -> Outcome:
         labels = self._labels(call.local)

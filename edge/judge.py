@@ -15,7 +15,7 @@ from typing import Any
 from edge.errors import ConfigError
 from edge.references import check_references
 from edge.strict import json_text
-from edge.task import TaskSpec
+from edge.task import TaskSpec, spaced
 from edge.types import Draft, Json, Kind, Reason, Verdict
 
 
@@ -46,6 +46,17 @@ def value_problem(task: TaskSpec, value: Json, *, labels: Sequence[str] = ()) ->
     if task.kind is not Kind.EXTRACT or task.output_schema is None:
         return None
     return _schema_problem(task.output_schema, value)
+
+
+def plain(value: Json) -> Json:
+    """Return an answer with case, white space and the order of fields out of the way."""
+    if isinstance(value, str):
+        return spaced(value)
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: plain(value[name]) for name in sorted(value)}
+    return value
 
 
 def _is_vector(value: Json) -> bool:

@@ -36,7 +36,7 @@ from edge.loading import Loader
 from edge.policy.rules import Rule
 from edge.store.weights import ModelStore
 from edge.task import Memory, Prompt, TaskSpec
-from edge.types import Choice, Draft, Json, Kind, Usage
+from edge.types import Choice, Draft, Json, Kind, SamplingParams, Usage
 
 if TYPE_CHECKING:
     from edge.backends.structure.grammars import Grammar
@@ -339,6 +339,8 @@ def calibration_key(task: LocalTask, draft: Draft) -> CalibrationKey:
         wording = question_digest(task.prompt, task.spec)
     if task.grammar is not None:
         wording = _joint_digest(wording, task.grammar.digest)
+    if task.spec.sampling != SamplingParams() or task.spec.stop:
+        wording = _joint_digest(wording, repr((task.spec.sampling, task.spec.stop)))
     return CalibrationKey(draft.digest, task.name, wording)
 
 

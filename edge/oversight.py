@@ -7,10 +7,12 @@ folder, so a restart forgets nothing. Asks no model and no pool; money is ``edge
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from edge.calibrations import Calibrations
 from edge.confidence.calibration import Calibration
@@ -114,7 +116,7 @@ class Oversight:
             alarms.append(alarm)
             return after.to_dict()
 
-        self._states.change(_name(task, certificate), step)
+        self._states.change(_name(task, certificate, calibration), step)
         return Checked(audit, alarms[-1], rungs[-1])
 
     def audited(
@@ -146,25 +148,29 @@ class Oversight:
             alarms.append(alarm)
             return after.to_dict()
 
-        self._states.change(_name(task, found[0]), step)
+        self._states.change(_name(task, *found), step)
         return alarms[-1]
 
-    def corrected(self, task: LocalTask, trace_id: str, *, right: bool, at: float) -> bool:
+    def corrected(
+        self, task: LocalTask, trace_id: str, *, right: bool, kept: bool, at: float
+    ) -> bool:
         """Take a user's word on an answer; return whether users alone warn of too many errors.
+
+        Only the first word against an answer that was kept counts towards a warning.
 
         Raises:
             StoreError: it cannot be written.
 
         """
-        self._states.label(trace_id, task=task.name, right=right, source="user", at=at)
+        new = self._states.label(trace_id, task=task.name, right=right, source="user", at=at)
         found = self._promise(task)
-        if found is None or right:
+        if found is None or right or not kept or not new:
             return False
 
         def step(before: dict[str, object] | None) -> dict[str, object]:
             return self._from(before, task, *found).corrected().to_dict()
 
-        after = self._states.change(_name(task, found[0]), step)
+        after = self._states.change(_name(task, *found), step)
         return Watch.from_dict(after).warned
 
     def watch_of(self, task: LocalTask) -> Watch | None:
@@ -190,7 +196,7 @@ class Oversight:
         return None if certificate is None else (certificate, calibration)
 
     def _watch(self, task: LocalTask, certificate: Certificate, calibration: Calibration) -> Watch:
-        before = self._states.read(_name(task, certificate))
+        before = self._states.read(_name(task, certificate, calibration))
         return self._from(before, task, certificate, calibration)
 
     def _from(
@@ -221,6 +227,7 @@ def _ladder(certificate: Certificate, calibration: Calibration) -> tuple[float, 
     return tuple(sorted(stricter))
 
 
-def _name(task: LocalTask, certificate: Certificate) -> str:
-    """Name a watch; another certificate has another one."""
-    return f"watch/{task.name}/{certificate.alpha:g}/{certificate.labels_digest[:16]}"
+def _name(task: LocalTask, certificate: Certificate, calibration: Calibration) -> str:
+    """Name a watch; another certificate, or another ladder above it, has another one."""
+    whole = json.dumps([asdict(certificate), _ladder(certificate, calibration)], sort_keys=True)
+    return f"watch/{task.name}/{hashlib.sha256(whole.encode()).hexdigest()[:32]}"

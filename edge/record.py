@@ -13,8 +13,9 @@ from typing import Any
 
 from edge.admit import Call
 from edge.considering import Considered
-from edge.errors import Busy
+from edge.errors import Busy, InputError
 from edge.escalate import FINAL, Outcome
+from edge.judge import plain
 from edge.route import Action, Plan
 from edge.store.book import Book
 from edge.store.traces import Traces
@@ -61,7 +62,8 @@ class Recorder:
         if outcome is not None and answered is None:
             action, queue = Action.DEFER, outcome.reason not in FINAL
         own = draft.value if draft and verdict.valid and action is not Action.ABSTAIN else None
-        task_id = self._queue(call, reasons[-1], own) if action is Action.DEFER and queue else None
+        waits = action is Action.DEFER and queue
+        task_id = self._queue(call, reasons[-1], own, decision.pool) if waits else None
         if action is Action.DEFER and queue:
             reasons += (Reason.QUEUED if task_id else Reason.QUEUE_FULL,)
         if action is Action.DEFER and own is not None and _is_withheld(call):
@@ -100,15 +102,17 @@ class Recorder:
             return False
         if self._book.queue.counts().get("waiting", 0) >= _MOST_WAITING:
             return False
-        about = {"propensity": audit.propensity, "rung": found.checked.rung}
+        about: dict[str, Any] = {
+            "propensity": audit.propensity,
+            "rung": found.checked.rung,
+            "tier": found.tier,
+        }
         return self._put(call, AUDIT, draft.value, about) is not None
 
-    def _queue(self, call: Call, why: Reason, provisional: Json) -> str | None:
-        return self._put(call, why.value, provisional, {})
+    def _queue(self, call: Call, why: Reason, own: Json, pool: str | None) -> str | None:
+        return self._put(call, why.value, own, {} if pool is None else {"pool": pool})
 
-    def _put(
-        self, call: Call, why: str, provisional: Json, about: dict[str, float | int]
-    ) -> str | None:
+    def _put(self, call: Call, why: str, provisional: Json, about: dict[str, Any]) -> str | None:
         """Let a task wait; ``None`` where the queue is full, which costs no answer."""
         try:
             return self._book.queue.put(
@@ -124,8 +128,17 @@ class Recorder:
 
 
 def answer_digest(value: Json) -> str:
-    """Return what a trace keeps of an answer, to compare a later one with."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """Return what a trace keeps of an answer, to compare a later one with.
+
+    Raises:
+        InputError: it is no JSON.
+
+    """
+    try:
+        text = json.dumps(plain(value), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"An answer must be JSON: {error}.") from error
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_withheld(call: Call) -> bool:
@@ -165,6 +178,7 @@ def _detail(found: Considered) -> dict[str, Any]:
         "signals": draft.signals,
         "digest": draft.digest,
         "confidence": draft.confidence,
+        "tier": found.tier,
         "valid": found.verdict.valid,
         "answer_sha256": answer_digest(draft.value),
         "certified": found.decision.certified,

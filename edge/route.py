@@ -154,7 +154,7 @@ def decide(
         return _not_kept(
             task, the_plan, reasons, pool=rule.pool if rule else None, affordable=affordable
         )
-    free = the_plan.cloud_blocked is None and affordable
+    free = the_plan.cloud_blocked is None and affordable and task.routing.below == "escalate"
     if free and _is_worth_it(task, verdict, terms):
         return Decision(Action.ESCALATE, (Reason.WORTH_ASKING, *verdict.reasons))
     return _keep(verdict, terms)
@@ -171,10 +171,10 @@ def _not_kept(
     if task.routing.below == "abstain":
         return Decision(Action.ABSTAIN, reasons)
     if task.routing.below == "defer":
-        return Decision(Action.DEFER, reasons, queue=the_plan.may_queue)
+        return Decision(Action.DEFER, reasons, queue=the_plan.may_queue, pool=pool)
     if the_plan.cloud_blocked is not None:
         blocked = (*reasons, the_plan.cloud_blocked)
-        return Decision(Action.DEFER, blocked, queue=the_plan.may_queue)
+        return Decision(Action.DEFER, blocked, queue=the_plan.may_queue, pool=pool)
     if not affordable:
         return Decision(Action.DEFER, (*reasons, Reason.CALL_LIMIT))
     return Decision(Action.ESCALATE, reasons, pool=pool)

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
@@ -21,8 +22,9 @@ from edge.calibrations import Calibrations
 from edge.config import is_offline, state_folder
 from edge.considering import Considered, Considering
 from edge.drain import Drained, Draining
-from edge.errors import GenerationError, InputError
+from edge.errors import GenerationError, InputError, StoreError
 from edge.escalate import Escalation, Outcome
+from edge.judge import plain
 from edge.local import LocalModels, LocalTask
 from edge.oversight import Oversight
 from edge.pack import find_pack, limit_memory, load_pack
@@ -34,7 +36,7 @@ from edge.store.book import Book
 from edge.store.states import States
 from edge.store.traces import Traces
 from edge.task import Pack
-from edge.types import Choice, Draft, Json, Kind, Reason, Result
+from edge.types import Choice, Draft, Json, Kind, Reason, Result, Route
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
@@ -86,7 +88,13 @@ class Runtime:
         self.traces = Traces.open(state)
         self.states = States.open(state)
         self.oversight = Oversight(self.states, self.models.calibrations)
-        self._spending = Spending(self.states, budget, pack.pools, labels=self.models.labels)
+        self._spending = Spending(
+            self.states,
+            budget,
+            pack.pools,
+            labels=self.models.labels,
+            outlay=lambda: self.book.ledger.spent_microusd() + self.book.ledger.held_microusd(),
+        )
         self._recorder = Recorder(pack, self.book, self.traces)
         self._considering = Considering(
             self._tasks, self.models, oversight=self.oversight, spending=self._spending
@@ -159,6 +167,11 @@ class Runtime:
         if call.spec.kind is not Kind.GENERATE:
             raise InputError(
                 f"Task {task} is of kind {call.spec.kind}; only generate can be streamed.",
+                hint="Call run instead.",
+            )
+        if call.spec.routing.may_replace:
+            raise InputError(
+                f"Task {task} cannot be streamed: its policy may withhold or replace the answer.",
                 hint="Call run instead.",
             )
         the_plan = plan(call.spec, self._circumstances(call))
@@ -246,15 +259,23 @@ class Runtime:
 
         """
         trace = self.traces.get(trace_id)
-        task = self._tasks.get(trace["task"]) if trace else None
-        answer = (trace or {}).get("detail", {}).get("answer_sha256")
+        detail = trace["detail"] if trace else {}
+        task = self._tasks.get(detail.get("tier", ""))
+        answer = detail.get("answer_sha256")
         if trace is None or task is None or answer is None:
             raise InputError(
                 f"There is no answer of this device under the trace {trace_id!r}.",
                 hint="Pass Result.trace_id of a task that a local model answered.",
             )
+        labels = self.models.labels(task)
+        if labels and right is not None and right not in labels:
+            raise InputError(
+                f"{right!r} is not one of the labels of task {task.name}.",
+                hint="Pass one of them, or None where none of them fits.",
+            )
         good = answer_digest(right) == answer
-        return self.oversight.corrected(task, trace_id, right=good, at=time.time())
+        kept = trace["route"] == Route.LOCAL
+        return self.oversight.corrected(task, trace_id, right=good, kept=kept, at=time.time())
 
     def tasks(self) -> dict[str, LocalTask]:
         """Return the tasks by name."""
@@ -314,9 +335,11 @@ class Runtime:
         outcome = None
         if found.decision.action is Action.ESCALATE:
             outcome = self._escalate(call, the_plan, found)
+        result = self._recorder.record(call, the_plan, found, outcome)
         if call.spec.routing.value_usd is not None:
-            self._paid(call, the_plan, found, outcome)
-        return self._recorder.record(call, the_plan, found, outcome)
+            with suppress(StoreError):  # what only advises never costs an answer
+                self._paid(call, the_plan, found, outcome)
+        return result
 
     def _paid(self, call: Call, the_plan: Plan, found: Considered, outcome: Outcome | None) -> None:
         """Let the price of the budget follow what was spent."""
@@ -342,9 +365,9 @@ class Runtime:
     def _audited(self, call: Call, about: Mapping[str, Any], own: Json, answer: Json) -> None:
         """Take the cloud's word on a kept answer that was picked for an audit."""
         self.oversight.audited(
-            call.local,
+            self._tasks.get(str(about.get("tier")), call.local),
             call.trace_id,
-            right=own == answer,
+            right=answer is not None and plain(own) == plain(answer),
             propensity=float(about["propensity"]),
             rung=int(about["rung"]),
             at=time.time(),

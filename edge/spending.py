@@ -14,8 +14,9 @@ from typing import Any
 
 from edge.admit import Call
 from edge.asking import question
-from edge.cloud.pacing import Pacer, Pacing, advance, incurred, limit, start
+from edge.cloud.pacing import Pacer, Pacing, advance, incurred, limit, settle, start
 from edge.cloud.pricing import worst_case_microusd
+from edge.errors import StoreError
 from edge.local import LocalTask
 from edge.store.ledger import period_bounds
 from edge.store.states import State, States
@@ -35,6 +36,7 @@ class Spending:
         budget: of the pack; without one nothing is worth asking.
         pools: by name.
         labels: what a classification task may choose from.
+        outlay: what the ledger says is spent and held in this period, in micro-dollars.
         clock: seconds since the epoch.
 
     """
@@ -46,12 +48,14 @@ class Spending:
         pools: Mapping[str, PoolSpec],
         *,
         labels: Callable[[LocalTask], Sequence[str]],
+        outlay: Callable[[], int],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._states = states
         self._budget = budget
         self._pools = pools
         self._labels = labels
+        self._outlay = outlay
         self._clock = clock
 
     def charge_usd(self, call: Call) -> float | None:
@@ -89,8 +93,8 @@ class Spending:
         def step(before: State | None) -> State:
             state = self._now(before, call, pool)
             pacer, now = Pacer.from_dict(state["pacer"]), self._clock()
+            pacer = _following(pacer, self._outlay())
             if cost_microusd > 0:
-                pacer = incurred(pacer, cost_microusd)
                 usual = self._usual(state, call, pool)
                 state["usual"][call.name] = round(usual + _WEIGHT * (cost_microusd - usual))
             by = max(0.0, now - state["at"])
@@ -106,6 +110,8 @@ class Spending:
         budget = self._budget or Budget(cap_usd=Decimal(0))
         now, cap = self._clock(), budget.cap_microusd
         first, last = period_bounds(now, budget.period)
+        if state is not None and not _is_whole(state):
+            state = None  # it only advises: a damaged one starts anew
         if state is not None and (state["period"], state["cap"]) == (first, cap):
             return state
         usual = self._worst(call, pool)
@@ -131,3 +137,23 @@ class Spending:
         return worst_case_microusd(
             pool.price, asked.messages, asked.max_tokens, response_schema=asked.schema
         )
+
+
+def _following(pacer: Pacer, outlay_microusd: int) -> Pacer:
+    """Return the state with all that was spent or given back since, by whatever task."""
+    more = outlay_microusd - pacer.spent_microusd
+    return incurred(pacer, more) if more >= 0 else settle(pacer, -more, 0)
+
+
+def _is_whole(state: State) -> bool:
+    """Whether a saved state can be used."""
+    try:
+        Pacer.from_dict(state["pacer"])
+        numbers = (state["at"], state["period"], state["cap"], *state["usual"].values())
+        counts = [n for pair in state["premium"].values() for n in pair]
+        return all(isinstance(n, int | float) for n in (*numbers, *counts)) and all(
+            len(pair) == 2  # noqa: PLR2004
+            for pair in state["premium"].values()
+        )
+    except (StoreError, KeyError, TypeError, AttributeError):
+        return False

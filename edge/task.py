@@ -65,7 +65,8 @@ class Routing(_Model):
         uncertified: with ``risk``, what an answer that no certificate covers is given back as
             when money or network is gone: itself, marked, or nothing.
         pool: whom to ask.
-        then: name of a task whose local model is asked before the cloud is.
+        then: name of a task whose local model is asked before the cloud is; its answers are never
+            certified.
         escalate_if: rules that send an answer up whatever its confidence.
         value_usd: what a right answer is worth over a wrong one. With it an answer also goes up
             where that is worth more than it costs at the budget's current price.
@@ -88,6 +89,12 @@ class Routing(_Model):
     cloud_accuracy: float = Field(default=0.97, gt=0.0, le=1.0)
     premium_share: float = Field(default=1.0, ge=0.0, le=1.0)
     audit_rate: float | None = Field(default=None, ge=0.0, le=1.0)
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether a local answer may be withheld, or another tier's take its place."""
+        withheld = self.risk is not None and self.uncertified == "withhold"
+        return self.then is not None or withheld
 
     @property
     def audits(self) -> float:
@@ -362,3 +369,9 @@ class Pack(_Model):
             )
         if after.routing.then is not None:
             raise ValueError(f"task {name} goes on with {then!r}, which goes on itself")
+        risk, its = task.routing.risk, after.routing.risk
+        if risk is not None and (its is None or its > risk):
+            raise ValueError(
+                f"task {name} has a risk of {risk:g} and goes on with {then!r}, which needs one "
+                "that is not above it"
+            )

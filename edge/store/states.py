@@ -28,8 +28,8 @@ def _create(tables: sqlite_utils.Database) -> None:
     labels = tables.create_table(
         "labels",
         {"trace_id": str, "task": str, "right": int, "source": str, "at": float},
-        pk="trace_id",
-        not_null={"task", "right", "source", "at"},
+        pk=("trace_id", "source"),
+        not_null={"task", "right", "at"},
         strict=True,
     )
     labels.create_index(["task", "at"])
@@ -94,18 +94,32 @@ class States:
         with self._db.reading() as connection:
             connection.execute("DELETE FROM states WHERE name = ?", (name,))
 
-    def label(self, trace_id: str, *, task: str, right: bool, source: Source, at: float) -> None:
-        """Note whether an answer was right; a later word on it replaces an earlier one."""
-        with self._db.reading() as connection:
+    def label(self, trace_id: str, *, task: str, right: bool, source: Source, at: float) -> bool:
+        """Note whether an answer was right; a later word of the same source replaces an earlier.
+
+        Returns:
+            whether this source says so for the first time.
+
+        """
+        with self._db.transaction() as connection:
+            before = connection.execute(
+                "SELECT right FROM labels WHERE trace_id = ? AND source = ?", (trace_id, source)
+            ).fetchone()
             connection.execute(
                 "INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?)",
                 (trace_id, task, int(right), source, at),
             )
+        return before is None or bool(before[0]) is not right
 
     def labels(self, task: str | None = None) -> dict[str, tuple[bool, Source]]:
-        """Return (right, source) by trace id, the oldest first, of one task or of all."""
+        """Return (right, source) by trace id, of one task or of all.
+
+        Where both spoke it is the audit that counts: a user speaks up about some answers only, and
+        taking audited ones out for that would bend the audits' sample.
+        """
         rows = self._db.query(
-            "SELECT trace_id, right, source FROM labels WHERE ? IS NULL OR task = ? ORDER BY at",
+            "SELECT trace_id, right, source FROM labels WHERE ? IS NULL OR task = ? "
+            "ORDER BY source DESC, at",
             (task, task),
         )
         return {row["trace_id"]: (bool(row["right"]), row["source"]) for row in rows}

@@ -15,7 +15,7 @@ from edge.confidence.certificate import Certificate
 from edge.confidence.fusion import fit_calibration
 from edge.confidence.key import CalibrationKey
 from edge.confidence.promise import with_certificate
-from edge.errors import ConfigError, InputError
+from edge.errors import ConfigError, InputError, StoreError
 from edge.local import calibration_key
 from edge.route import Action
 from edge.runtime import Runtime
@@ -328,3 +328,121 @@ def test_corrections_are_labels(world):
         }
         with pytest.raises(InputError, match="no answer of this device"):
             runtime.correct("nothing", "card_arrival")
+
+
+def test_another_certificate_starts_another_watch(world):
+    with world.open(risk=0.05, audit_rate=0.0) as runtime:
+        calibrate(runtime, thresholds=(0.3,), alphas=(0.05,))
+        assert runtime.run("t", SURE).certified
+        calibrate(runtime, thresholds=(0.9999999,), alphas=(0.05,))  # the same labels
+        result = runtime.run("t", SURE)
+    assert not result.certified
+    assert result.reasons[0] is Reason.LOW_CONFIDENCE
+
+
+def test_what_is_worth_asking_is_not_for_the_next_tier(world):
+    second = {**TASK, "model": "clinc150-head", "routing": {"keep_above": 0.0}}
+    two = {"budget": {"max_model_calls": 2}}
+    with world.open(
+        task=two, tasks={"second": second}, keep_above=0.0, value_usd=900, then="second"
+    ) as runtime:
+        result = runtime.run("t", UNSURE)
+    assert (result.route, result.model) == (Route.CLOUD, "large")
+    assert result.reasons == (Reason.WORTH_ASKING, Reason.ESCALATED)
+
+
+def test_a_next_tier_is_never_certified_and_its_audits_are_its_own(world):
+    world.label = "card_arrival"
+    second = {**TASK, "routing": {"risk": 0.05, "audit_rate": 0.99}}
+    with world.open(tasks={"second": second}, keep_above=1.0, then="second") as runtime:
+        calibrate(runtime, name="second")
+        results = [runtime.run("t", SURE) for _ in range(4)]
+        runtime.drain()
+        labels = {name: len(runtime.states.labels(name)) for name in ("t", "second")}
+    assert {result.route for result in results} == {Route.LOCAL}
+    assert not any(result.certified for result in results)
+    assert labels["t"] == 0
+    assert labels["second"] >= 1
+
+
+def test_a_next_tier_must_promise_as_much(world):
+    second = {**TASK, "routing": {"risk": 0.2}}
+    with pytest.raises(ValueError, match="needs one that is not above it"):
+        world.open(tasks={"second": second}, risk=0.1, then="second")
+
+
+def test_a_queued_task_goes_to_the_pool_that_its_rule_chose(world):
+    rule = [{"condition": "confidence >= 0", "model": "other"}]
+    with world.open(offline=True, escalate_if=rule) as runtime:
+        assert runtime.run("t", SURE).reasons[-1] is Reason.QUEUED
+    with world.open(escalate_if=rule) as runtime:
+        assert runtime.drain().done == 1
+    assert [host for host, _ in world.asked] == ["other.example"]
+
+
+def test_an_audit_answered_with_no_label_counts_as_wrong(world):
+    world.label = "none of these fits"
+    with world.open(risk=0.05, audit_rate=0.99) as runtime:
+        calibrate(runtime)
+        for _ in range(5):
+            runtime.run("t", SURE)
+        runtime.drain()
+        found = [right for right, _ in runtime.states.labels("t").values()]
+    assert len(found) >= 3
+    assert not any(found)
+
+
+def test_what_only_advises_costs_no_answer(world, monkeypatch):
+    with world.open(keep_above=0.0, value_usd=900, cloud_accuracy=1.0) as runtime:
+
+        def locked(*_args, **_options):
+            raise StoreError("locked")
+
+        monkeypatch.setattr(runtime.states, "change", locked)
+        result = runtime.run("t", UNSURE)
+        assert result.route is Route.CLOUD
+        assert runtime.traces.get(result.trace_id) is not None
+
+
+@pytest.mark.parametrize("damage", ["{}", '{"pacer": 3, "at": 0}', '{"period": 0, "cap": 50000}'])
+def test_a_damaged_price_starts_anew(world, damage):
+    with world.open(keep_above=0.0, value_usd=900, cloud_accuracy=1.0) as runtime:
+        runtime.states.change("spending", lambda _: json.loads(damage))
+        assert runtime.run("t", UNSURE).route is Route.CLOUD
+        assert runtime.states.read("spending")["pacer"]["spent_microusd"] > 0
+
+
+def test_the_price_knows_what_other_tasks_spend(world):
+    other = {**TASK, "routing": {"keep_above": 1.0}}
+    with world.open(tasks={"other": other}, keep_above=0.0, value_usd="0.000001") as runtime:
+        for _ in range(3):
+            runtime.run("other", SURE)
+        runtime.run("t", SURE)
+        spent = runtime.book.ledger.spent_microusd()
+        assert runtime.states.read("spending")["pacer"]["spent_microusd"] == spent > 0
+
+
+def test_a_correction_counts_once_and_only_against_what_was_kept(world):
+    with world.open(risk=0.05, audit_rate=0.0) as runtime:
+        calibrate(runtime)
+        kept, sent = runtime.run("t", SURE), runtime.run("t", UNSURE)
+        for _ in range(3):
+            runtime.correct(kept.trace_id, "card_arrival")
+        runtime.correct(sent.trace_id, sent.value)
+        assert runtime.oversight.watch_of(runtime.tasks()["t"]).corrections == 1
+        with pytest.raises(InputError, match="not one of the labels"):
+            runtime.correct(kept.trace_id, "no such label")
+
+
+def test_what_may_be_replaced_cannot_be_streamed(world):
+    draft = {"kind": "generate", "model": "actions-q8_0", "prompt": "p"}
+    tasks = {
+        "one": {**draft, "routing": {"then": "two"}},
+        "two": draft,
+    }
+    prompts = {"prompts": {"p": {"version": 1, "template": "{text}"}}}
+    with (
+        world.open(offline=True, tasks=tasks, pack=prompts) as runtime,
+        pytest.raises(InputError, match="cannot be streamed"),
+    ):
+        next(runtime.stream("one", "hello"))

@@ -51,12 +51,14 @@ def test_steps_of_several_threads_and_files_follow_each_other(states, tmp_path):
     assert states.read("n") == {"n": 150}
 
 
-def test_a_later_label_replaces_an_earlier_one(states):
-    states.label("b", task="spam", right=True, source="audit", at=2.0)
-    states.label("a", task="spam", right=True, source="audit", at=1.0)
-    states.label("a", task="spam", right=False, source="user", at=3.0)
+def test_a_later_label_replaces_an_earlier_one_of_its_source_and_audits_count_more(states):
+    assert states.label("a", task="spam", right=True, source="audit", at=1.0)
+    assert states.label("a", task="spam", right=False, source="user", at=3.0)
+    assert not states.label("a", task="spam", right=False, source="user", at=4.0)
+    assert states.label("b", task="spam", right=False, source="user", at=2.0)
+    assert states.label("b", task="spam", right=True, source="user", at=5.0)
     states.label("c", task="intent", right=False, source="user", at=4.0)
-    assert list(states.labels("spam").items()) == [("b", (True, "audit")), ("a", (False, "user"))]
+    assert states.labels("spam") == {"a": (True, "audit"), "b": (True, "user")}
     assert set(states.labels()) == {"a", "b", "c"}
 
 
