@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.errors import ConfigError, InputError
 from edge.local import LocalTask
 from edge.task import TaskSpec
+from edge.types import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,20 @@ def _fits(kind: str, value: object) -> bool:
     if kind == "number":
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, str if kind == "text" else bool)
+
+
+def check_label(task: str, label: Json, labels: Sequence[str]) -> None:
+    """Make sure that what is said to be right is a label, or ``None`` where none of them fits.
+
+    Raises:
+        InputError: it is another one.
+
+    """
+    if labels and label is not None and label not in labels:
+        raise InputError(
+            f"{label!r} is not one of the labels of task {task}.",
+            hint="Pass one of them, or None where none of them fits.",
+        )
 
 
 def check_text(text: str, *, max_chars: int, task: str) -> None:

@@ -26,6 +26,8 @@ from edge.types import Draft
 NOTHING = math.inf
 """The threshold that keeps nothing."""
 
+_LATE = 10  # parts of a watch's horizon: an outcome older than one comes too late
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -35,12 +37,14 @@ class Checked:
         audit: whether it is to be checked; ``None`` where it was not kept.
         alarm: that this answer raised, or ``None``.
         rung: of the watch while it was answered.
+        answers: that the watch had counted by then.
 
     """
 
     audit: Audit | None = None
     alarm: Alarm | None = None
     rung: int = 0
+    answers: int = 0
 
 
 NOT_CHECKED = Checked()
@@ -98,12 +102,16 @@ class Oversight:
         certificate, calibration = found
         alarms: list[Alarm | None] = []
         rungs: list[int] = []
+        answers: list[int] = []
         confidence = draft.confidence
 
         def step(before: dict[str, object] | None) -> dict[str, object]:
             watch = self._from(before, task, certificate, calibration)
             rungs.append(watch.rung)
-            if kept and audit is not None and not audit.chosen:
+            answers.append(watch.answers)
+            if not kept:
+                watch = watch.passed()
+            elif audit is not None and not audit.chosen:
                 watch = watch.kept()
             after, alarm = watch.seen(
                 draft.signals.get("similarity", confidence),
@@ -117,7 +125,7 @@ class Oversight:
             return after.to_dict()
 
         self._states.change(_name(task, certificate, calibration), step)
-        return Checked(audit, alarms[-1], rungs[-1])
+        return Checked(audit, alarms[-1], rungs[-1], answers[-1])
 
     def audited(
         self,
@@ -127,9 +135,13 @@ class Oversight:
         right: bool,
         propensity: float,
         rung: int,
+        answers: int,
         at: float,
     ) -> Alarm | None:
         """Take what the cloud said of an audited answer; return the alarm it raised.
+
+        An outcome that comes late is a label but no evidence: many of them at once, as after a time
+        offline, would meet bets that saw no answer in between.
 
         Raises:
             StoreError: it cannot be written.
@@ -142,9 +154,11 @@ class Oversight:
         alarms: list[Alarm | None] = []
 
         def step(before: dict[str, object] | None) -> dict[str, object]:
-            after, alarm = self._from(before, task, *found).audited(
-                wrong=not right, propensity=propensity, rung=rung
-            )
+            watch = self._from(before, task, *found)
+            if watch.answers - answers > watch.plan.horizon // _LATE:
+                alarms.append(None)
+                return watch.to_dict()
+            after, alarm = watch.audited(wrong=not right, propensity=propensity, rung=rung)
             alarms.append(alarm)
             return after.to_dict()
 
@@ -209,7 +223,12 @@ class Oversight:
         if before is not None:
             return Watch.from_dict(before)
         rate = task.spec.routing.audits or 0.02
-        plan = WatchPlan(certificate.alpha, _ladder(certificate, calibration), rate=rate)
+        plan = WatchPlan(
+            certificate.alpha,
+            _ladder(certificate, calibration),
+            rate=rate,
+            contract=certificate.contract,
+        )
         return Watch.start(
             plan,
             calibration.reference.get("similarity", ()),

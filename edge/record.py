@@ -93,6 +93,22 @@ class Recorder:
         self._traces.append(_trace(result, call.text, found))
         return result
 
+    def answer_of(self, trace_id: str) -> tuple[str, bool, str]:
+        """Return (task whose model answered, whether that was kept, digest) of an answer.
+
+        Raises:
+            InputError: there is no answer of this device under that trace.
+
+        """
+        trace = self._traces.get(trace_id)
+        detail = trace["detail"] if trace else {}
+        if trace is None or "answer_sha256" not in detail:
+            raise InputError(
+                f"There is no answer of this device under the trace {trace_id!r}.",
+                hint="Pass Result.trace_id of a task that a local model answered.",
+            )
+        return detail["tier"], trace["route"] == Route.LOCAL, detail["answer_sha256"]
+
     def _audit(self, call: Call, the_plan: Plan, found: Considered) -> bool:
         """Queue a kept answer for a check, where it was picked and may leave the device."""
         audit, draft = found.checked.audit, found.draft
@@ -105,6 +121,7 @@ class Recorder:
         about: dict[str, Any] = {
             "propensity": audit.propensity,
             "rung": found.checked.rung,
+            "answers": found.checked.answers,
             "tier": found.tier,
         }
         return self._put(call, AUDIT, draft.value, about) is not None

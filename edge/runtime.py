@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
-from edge.admit import Call, admit, check_context, check_text
+from edge.admit import Call, admit, check_context, check_label, check_text
 from edge.backends.onnx.choice import FILE as DEVICE_CHOICES
 from edge.calibrations import Calibrations
 from edge.config import is_offline, state_folder
@@ -36,7 +36,7 @@ from edge.store.book import Book
 from edge.store.states import States
 from edge.store.traces import Traces
 from edge.task import Pack
-from edge.types import Choice, Draft, Json, Kind, Reason, Result, Route
+from edge.types import Choice, Draft, Json, Kind, Reason, Result
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
@@ -258,23 +258,10 @@ class Runtime:
             InputError: there is no trace of that id, or it has no answer of this device.
 
         """
-        trace = self.traces.get(trace_id)
-        detail = trace["detail"] if trace else {}
-        task = self._tasks.get(detail.get("tier", ""))
-        answer = detail.get("answer_sha256")
-        if trace is None or task is None or answer is None:
-            raise InputError(
-                f"There is no answer of this device under the trace {trace_id!r}.",
-                hint="Pass Result.trace_id of a task that a local model answered.",
-            )
-        labels = self.models.labels(task)
-        if labels and right is not None and right not in labels:
-            raise InputError(
-                f"{right!r} is not one of the labels of task {task.name}.",
-                hint="Pass one of them, or None where none of them fits.",
-            )
-        good = answer_digest(right) == answer
-        kept = trace["route"] == Route.LOCAL
+        tier, kept, digest = self._recorder.answer_of(trace_id)
+        task = admit(self._tasks, tier, trace_id).local  # the pack may have lost it
+        check_label(task.name, right, self.models.labels(task))
+        good = answer_digest(right) == digest
         return self.oversight.corrected(task, trace_id, right=good, kept=kept, at=time.time())
 
     def tasks(self) -> dict[str, LocalTask]:
@@ -370,6 +357,7 @@ class Runtime:
             right=answer is not None and plain(own) == plain(answer),
             propensity=float(about["propensity"]),
             rung=int(about["rung"]),
+            answers=int(about["answers"]),
             at=time.time(),
         )
 

@@ -101,7 +101,7 @@ class Spending:
             pacer = advance(pacer, by, reachable=reachable)
             tasks, asked = state["premium"].get(call.name, [0, 0])
             state["premium"][call.name] = [tasks + 1, asked + premium]
-            return {**state, "at": now, "pacer": pacer.to_dict()}
+            return {**state, "at": max(now, state["at"]), "pacer": pacer.to_dict()}
 
         self._states.change(_NAME, step)
 

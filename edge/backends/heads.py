@@ -175,11 +175,11 @@ class Head:
                 f"not of shape {embedding.shape}.",
                 hint="Use the encoder the head was trained on.",
             )
-        near = np.maximum.reduceat(self.prototypes @ embedding, self.starts)
-        plain = self.weight @ embedding + self.bias
+        near = np.maximum.reduceat(_times(self.prototypes, embedding), self.starts)
+        plain = _times(self.weight, embedding) + self.bias
         if self.words is None or text is None:
             return self._output(self.blend, plain, [plain, near], near=near)
-        logits = self.words.weight @ embedding + self.words.bias + self.words.added(text)
+        logits = _times(self.words.weight, embedding) + self.words.bias + self.words.added(text)
         return self._output(self.words.blend, logits, [plain, near, logits], near=near)
 
     def _output(
@@ -276,6 +276,16 @@ class Head:
             return _head(tensors, meta)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise LoadError(f"The head {path.name} cannot be loaded: {error}.") from error
+
+
+def _times(matrix: Floats, vector: Floats) -> Floats:
+    """Return a matrix times a vector, on this thread alone.
+
+    A threaded product waits for the encoder's threads, which go on spinning after a pass, and its
+    last bits depend on how many threads there are.
+    """
+    product: Floats = np.einsum("ij,j->i", matrix, vector)
+    return product
 
 
 def lead(values: Floats, index: int) -> float:

@@ -10,6 +10,7 @@ authority on money, and this only says what is worth asking of it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -144,12 +145,15 @@ class Pacer:
 
         """
         try:
-            return cls(**{**body, "plan": Pacing(**body["plan"])})
+            pacer = cls(**{**body, "plan": Pacing(**body["plan"])})
+            _check(pacer)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise StoreError(
                 f"The saved state of the pacing cannot be used: {error!r}.",
-                hint="Start the period's pacing again from the ledger.",
+                hint="Once it is removed, the period's pacing starts anew; the ledger keeps the "
+                "account of the money.",
             ) from error
+        return pacer
 
 
 def gain_per_microusd(
@@ -263,14 +267,16 @@ def advance(pacer: Pacer, by: float = 1.0, *, tasks: int = 1, reachable: bool = 
 
     Args:
         pacer: the state, calls of these tasks included.
-        by: how much has passed, in the horizon's unit, >= 0.
+        by: how much has passed, in the horizon's unit. A clock that went back counts as 0; count on
+            from the latest time seen, or what it went back by passes twice.
         tasks: how many tasks that were.
         reachable: whether the cloud could be asked.
 
     """
     plan = pacer.plan
+    by = max(0.0, by)
     ahead = max(plan.horizon - pacer.elapsed, plan.horizon * _LAST, by)
-    due = (pacer.left_microusd + pacer.unpriced_microusd) * min(by / ahead, 1.0)
+    due = max(pacer.left_microusd + pacer.unpriced_microusd, 0) * min(by / ahead, 1.0)
     off = (pacer.unpriced_microusd - due) / max(plan.budget_microusd, 1)
     return replace(
         pacer,
@@ -284,3 +290,24 @@ def advance(pacer: Pacer, by: float = 1.0, *, tasks: int = 1, reachable: bool = 
 
 def _clipped(bar: float) -> float:
     return min(max(bar, 0.0), _HIGHEST)
+
+
+def _check(pacer: Pacer) -> None:
+    """Raise a ValueError where a saved state is none that the steps above lead to."""
+    plan, spent = pacer.plan, pacer.spent_microusd
+    counts = (plan.budget_microusd, plan.call_microusd, spent, pacer.tasks, pacer.premium)
+    if not all(type(each) is int and each >= 0 for each in counts):
+        raise ValueError(f"an amount or a count of {counts} is no integer of 0 or more")
+    # A bucket holds what came in, less what was spent; 1 is for rounding.
+    ranges = {
+        "unpriced_microusd": (-plan.budget_microusd, spent),
+        "bucket_microusd": (-spent - 1.0, plan.bucket_microusd),
+        "elapsed": (0.0, sys.float_info.max),
+        "premium": (0, pacer.tasks + 1),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(pacer, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}, not within {low}..{high}")
+    if type(pacer.unpriced_microusd) is not int or type(pacer.cold) is not bool:
+        raise ValueError("unpriced_microusd is no integer, or cold no truth value")

@@ -8,9 +8,9 @@ probability at most 1/c, however often one looks (Ville's inequality). ``Bets`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ RISKS = np.array([1.5, 2.5, 4.0, 8.0])
 TAILS = np.array([0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.2])
 RISES = np.array([2.0, 5.0, 2.0, 4.0, 2.0, 3.0, 1.5, 2.5])
 _RESTS = (1.0 - TAILS * RISES) / (1.0 - TAILS)
+
+_BINS = 100
+_MOST = 2**53  # up to which a float holds every count
 
 
 def grown(wealth: _Array, factor: _Array, *, horizon: float) -> _Array:
@@ -42,18 +45,21 @@ def grown(wealth: _Array, factor: _Array, *, horizon: float) -> _Array:
 
 
 def audit_factor(loss: _Array, *, alpha: float, rate: float) -> _Array:
-    """Return what the bets on a higher risk gain from one kept answer, shape (..., bets).
+    """Return what the bets on a higher risk gain from one outcome, shape (..., bets).
 
     Betting on a mean (Waudby-Smith and Ramdas 2023, arXiv:2010.09686) with inverse-propensity
-    weighted losses: the mean of ``loss`` is the kept risk whatever the propensities were.
+    weighted losses: the mean of ``loss`` is the true risk whatever the propensities were. No bet
+    loses more than 0.95 of its wealth, at any rate.
 
     Args:
         loss: wrong / propensity where audited, 0 where not; at least 0.
-        alpha: the promised risk.
-        rate: the usual propensity; scales the bets, which never depend on the answer at hand.
+        alpha: the promised risk, between 0 and 1.
+        rate: the usual propensity, above 0 and at most 1; scales the bets, which never depend on
+            the answer at hand.
 
     """
-    stakes = rate * (np.minimum(RISKS, 0.95 / alpha) - 1.0)
+    # A loss of 0 costs rate * (risk - alpha): below 1 as no bet is on a risk above 0.95.
+    stakes = rate * np.maximum(np.minimum(RISKS, 0.95 / alpha) - 1.0, 0.0)
     factor: _Array = 1.0 + stakes * (np.asarray(loss)[..., None] - alpha)
     return factor
 
@@ -86,6 +92,22 @@ class Bets:
         gained = grown(wealth, factor, horizon=horizon)
         return Bets(tuple(gained.tolist()), 1 if fresh else self.tasks + 1)
 
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any], *, kinds: int, horizon: int) -> Self:
+        """Return the saved bets of so many kinds.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are none.
+
+        """
+        wealth = tuple(number(each) for each in body["wealth"])
+        tasks = count(body["tasks"])
+        if len(wealth) != kinds or tasks > horizon:
+            raise ValueError(f"{len(wealth)} bets after {tasks} tasks do not fit")
+        if min(wealth) < 0.0 or not math.isfinite(sum(wealth)):
+            raise ValueError(f"the wealth {wealth} is out of range")
+        return cls(wealth, tasks)
+
 
 def no_bets(kinds: _Array) -> Bets:
     """Return bets of which none is open yet."""
@@ -112,14 +134,14 @@ class Drift:
     bets: Bets
 
     @classmethod
-    def start(cls, sample: Sequence[float], *, low: float, high: float, bins: int = 100) -> Self:
+    def start(cls, sample: Sequence[float], *, low: float, high: float) -> Self:
         """Begin with the calibration's numbers.
 
         They must be measured like those to come: an exemplar's similarity to itself is none.
         """
-        counts = [0] * bins
+        counts = [0] * _BINS
         for value in sample:
-            counts[_place(value, low, high, bins)] += 1
+            counts[_place(value, low, high, _BINS)] += 1
         return cls(low, high, tuple(counts), no_bets(TAILS))
 
     def after(self, value: float, chance: float, *, horizon: int) -> Self:
@@ -134,6 +156,44 @@ class Drift:
     def rebased(self) -> Self:
         """Return the test with what comes from now on as the only reference."""
         return replace(self, counts=(0,) * len(self.counts), bets=no_bets(TAILS))
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any], *, low: float, high: float, horizon: int) -> Self:
+        """Return the saved test of a number of that range.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+
+        """
+        counts = tuple(count(each) for each in body["counts"])
+        if len(counts) != _BINS or (body["low"], body["high"]) != (low, high):
+            raise ValueError(f"{len(counts)} counts of {body['low']}..{body['high']} do not fit")
+        bets = Bets.from_dict(body["bets"], kinds=len(TAILS), horizon=horizon)
+        return cls(low, high, counts, bets)
+
+
+def count(value: object) -> int:
+    """Return a saved count, 0 or more.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def number(value: object) -> float:
+    """Return a saved number, which is finite.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    if type(value) is bool or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
 
 
 def _place(value: float, low: float, high: float, bins: int) -> int:

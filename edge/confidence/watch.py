@@ -17,17 +17,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 
-from edge.confidence.betting import RISKS, Bets, Drift, audit_factor, no_bets
+from edge.confidence.betting import RISKS, Bets, Drift, audit_factor, count, no_bets, number
+from edge.confidence.certificate import Contract
 from edge.errors import ConfigError, StoreError
 
 # How the allowed false alarms are shared out between audits, similarity and confidence.
 _SHARES = {"audits": 0.4, "similarity": 0.3, "confidence": 0.3}
-
-
+_SIMILARITY = {"low": -1.0, "high": 1.0}
+_CONFIDENCE = {"low": 0.0, "high": 1.0}
 # Corrections below this are too few to warn of.
 _FEW = 5
 
@@ -115,12 +116,14 @@ class WatchPlan:
     """What is promised and how it is watched.
 
     Attributes:
-        alpha: the promised risk of a kept answer. Where audits compare with answers that are wrong
-            with probability eta themselves, certify and watch alpha - eta.
+        alpha: the promised risk. Where audits compare with answers that are wrong with probability
+            eta themselves, certify and watch alpha - eta.
         ladder: certified thresholds, rising; the first is in force at the start.
-        rate: the usual propensity of an audit.
+        rate: the usual propensity of an audit, above 0; 1 audits everything.
         false_alarm: probability of any false alarm within an epoch.
         horizon: tasks of an epoch.
+        contract: of what alpha is a share: of kept answers, or (``undetected_failures``) of all
+            tasks, of which those not kept count as no failure.
 
     """
 
@@ -129,16 +132,24 @@ class WatchPlan:
     rate: float = 0.02
     false_alarm: float = 0.05
     horizon: int = 10_000
+    contract: Contract = "kept_risk"
 
     def __post_init__(self) -> None:
-        shares = (self.alpha, self.rate, self.false_alarm)
-        if not all(0.0 < share < 1.0 for share in shares) or self.horizon < 1:
+        shares = (self.alpha, self.false_alarm)
+        if not (all(0.0 < share < 1.0 for share in shares) and 0.0 < self.rate <= 1.0):
             raise ConfigError(
-                "A watch needs alpha, rate and false_alarm between 0 and 1 and a horizon of 1 or "
-                f"more; not {shares} and {self.horizon}.",
-                hint="Set alpha 0.05, rate 0.02, false_alarm 0.05, horizon 10000.",
+                f"A watch needs alpha and false_alarm between 0 and 1, not {shares}, and a rate "
+                f"above 0 and at most 1, not {self.rate}.",
+                hint="Set alpha 0.05, rate 0.02, false_alarm 0.05.",
             )
-        if not self.ladder or list(self.ladder) != sorted(set(self.ladder)):
+        if self.horizon < 1 or self.contract not in get_args(Contract):
+            raise ConfigError(
+                f"A watch needs a horizon of 1 or more, not {self.horizon}, and a contract, not "
+                f"{self.contract!r}.",
+                hint=f"Set horizon 10000 and one of the contracts {get_args(Contract)}.",
+            )
+        finite = all(math.isfinite(each) for each in self.ladder)
+        if not (self.ladder and finite and list(self.ladder) == sorted(set(self.ladder))):
             raise ConfigError(
                 f"The ladder {self.ladder} of a watch does not rise from a first threshold.",
                 hint="List certified thresholds from the laxest to the strictest, each once.",
@@ -149,9 +160,11 @@ class WatchPlan:
 class Watch:
     """The state of the watch; plain values that survive a restart.
 
-    ``seen`` takes every task, ``kept`` each kept answer that is not audited, ``audited`` each
-    outcome of an audit, in any order and however late. Lost outcomes make the test less sharp but
-    never false, as long as they are not lost because of what they would have been.
+    ``seen`` takes every task, ``passed`` each whose answer is not kept, ``kept`` each kept answer
+    that is not audited, ``audited`` each outcome of an audit, in any order. Lost outcomes make the
+    test less sharp but never false, as long as they are not lost because of what they would have
+    been. Outcomes held back and taken all at once are bets in the wrong place: those of up to a
+    tenth of the horizon do no harm, those of a quarter raise false alarms, so leave them out.
 
     A user's correction is no outcome: users correct what is wrong and pass over what is right, so
     it would count towards an alarm without ever counting against. It only raises ``warned``. Where
@@ -159,7 +172,8 @@ class Watch:
 
     Attributes:
         rung: index of the threshold in force; ``len(ladder)`` where nothing is kept.
-        answers, corrections: kept, and corrected by users, since the last step.
+        answers: since the last step, of what the promise is a share: kept answers, or all tasks.
+        corrections: by users, since the last step.
 
     """
 
@@ -179,8 +193,8 @@ class Watch:
         return cls(
             plan=plan,
             audits=no_bets(RISKS),
-            similarity=Drift.start(similarities, low=-1.0, high=1.0),
-            confidence=Drift.start(confidences, low=0.0, high=1.0),
+            similarity=Drift.start(similarities, **_SIMILARITY),
+            confidence=Drift.start(confidences, **_CONFIDENCE),
         )
 
     @property
@@ -190,7 +204,7 @@ class Watch:
 
     @property
     def warned(self) -> bool:
-        """Whether users alone already correct more kept answers than are promised to be wrong."""
+        """Whether users alone already correct more answers than are promised to be wrong."""
         return self.corrections >= _FEW and self.corrections > self.plan.alpha * self.answers
 
     def seen(
@@ -206,6 +220,13 @@ class Watch:
             confidence=self.confidence.after(confidence, tickets[1], horizon=horizon),
         )
         return after._judged()  # noqa: SLF001
+
+    def passed(self) -> Self:
+        """Take one task whose answer was not kept; a promise about kept answers ignores it."""
+        if self.plan.contract == "kept_risk" or self.threshold is None:
+            return self
+        # It is known, without an audit, to be no undetected failure.
+        return replace(self._bet(0.0), answers=self.answers + 1)
 
     def kept(self) -> Self:
         """Take one kept answer that was not picked for an audit."""
@@ -271,18 +292,29 @@ class Watch:
 
         """
         try:
-            plan = {**body["plan"], "ladder": tuple(body["plan"]["ladder"])}
-            return cls(
-                plan=WatchPlan(**plan),
-                audits=_bets(body["audits"]),
-                similarity=_drift(body["similarity"]),
-                confidence=_drift(body["confidence"]),
-                **{name: int(body[name]) for name in ("rung", "answers", "corrections")},
-            )
+            return cls._read(body)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise StoreError(
-                f"The saved state of a watch cannot be used: {error!r}.", hint="Calibrate again."
+                f"The saved state of a watch cannot be used: {error!r}.",
+                hint="Once it is removed, the watch starts anew from the calibration.",
             ) from error
+
+    @classmethod
+    def _read(cls, body: Mapping[str, Any]) -> Self:
+        plan = _plan(body["plan"])
+        horizon = plan.horizon
+        rung = count(body["rung"])
+        if rung > len(plan.ladder):
+            raise ValueError(f"rung {rung} is above a ladder of {len(plan.ladder)}")
+        return cls(
+            plan=plan,
+            audits=Bets.from_dict(body["audits"], kinds=len(RISKS), horizon=horizon),
+            similarity=Drift.from_dict(body["similarity"], horizon=horizon, **_SIMILARITY),
+            confidence=Drift.from_dict(body["confidence"], horizon=horizon, **_CONFIDENCE),
+            rung=rung,
+            answers=count(body["answers"]),
+            corrections=count(body["corrections"]),
+        )
 
 
 def bar(cause: Cause, false_alarm: float) -> float:
@@ -290,10 +322,6 @@ def bar(cause: Cause, false_alarm: float) -> float:
     return 1.0 / (_SHARES[cause] * false_alarm)
 
 
-def _bets(body: Mapping[str, Any]) -> Bets:
-    return Bets(tuple(float(each) for each in body["wealth"]), int(body["tasks"]))
-
-
-def _drift(body: Mapping[str, Any]) -> Drift:
-    counts = tuple(int(each) for each in body["counts"])
-    return Drift(float(body["low"]), float(body["high"]), counts, _bets(body["bets"]))
+def _plan(body: Mapping[str, Any]) -> WatchPlan:
+    ladder = tuple(number(each) for each in body["ladder"])
+    return WatchPlan(**{**body, "ladder": ladder, "horizon": count(body["horizon"])})

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +16,7 @@ from edge.cloud.pacing import (
     Pacing,
     advance,
     gain_per_microusd,
+    incurred,
     limit,
     settle,
     spend,
@@ -190,7 +191,8 @@ def test_what_was_held_too_much_comes_back():
 events = st.one_of(
     st.tuples(st.just("spend"), st.integers(0, 400), st.booleans()),
     st.tuples(st.just("settle"), st.integers(0, 400), st.booleans()),
-    st.tuples(st.just("advance"), st.floats(0, 1e6), st.booleans()),
+    st.tuples(st.just("incurred"), st.integers(0, 400), st.booleans()),
+    st.tuples(st.just("advance"), st.floats(-1e6, 1e6), st.booleans()),
 )
 
 
@@ -201,6 +203,8 @@ def test_no_order_of_events_spends_above_the_cap(budget, call, happened):
     for kind, amount, flag in happened:
         if kind == "advance":
             pacer = advance(pacer, amount, reachable=flag)
+        elif kind == "incurred":
+            pacer = incurred(pacer, amount)
         elif limit(pacer, amount, premium=flag) is None:
             pacer = spend(pacer, amount, premium=flag)
             if kind == "settle":
@@ -227,7 +231,57 @@ def test_a_plan_that_cannot_be_paced_is_refused(wrong):
         replace(PLAN, **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"bar": math.nan}, {"bar": None}, {"plan": {}}, {"more": 1}])
+@pytest.mark.parametrize("by", [-1.0, -1e9, -math.inf, math.nan])
+def test_a_clock_that_goes_back_pays_nothing(by):
+    pacer = spend(start(PLAN, [4.0] * 1000), COST)
+    assert advance(pacer, by) == advance(pacer, 0.0)
+    assert advance(pacer, by).elapsed == pacer.elapsed
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=40))
+def test_no_more_elapses_than_passes_by_a_clock_that_goes_back_and_forward(readings):
+    pacer, latest = start(PLAN), 0.0
+    for now in readings:
+        pacer, latest = advance(pacer, now - latest), max(now, latest)
+    assert pacer.elapsed == pytest.approx(max(readings, default=0.0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bar": math.nan},
+        {"bar": None},
+        {"plan": {}},
+        {"plan": {**asdict(PLAN), "budget_microusd": math.nan}},
+        {"plan": {**asdict(PLAN), "call_microusd": 0.5}},
+        {"plan": {**asdict(PLAN), "horizon": math.inf}},
+        {"more": 1},
+        {"tasks": -1},
+        {"tasks": True},
+        {"premium": -1},
+        {"premium": 2},
+        {"spent_microusd": -1},
+        {"spent_microusd": 1.5},
+        {"unpriced_microusd": 1},
+        {"unpriced_microusd": -10 * PLAN.budget_microusd},
+        {"unpriced_microusd": -0.5},
+        {"elapsed": math.inf},
+        {"elapsed": math.nan},
+        {"elapsed": -1.0},
+        {"bucket_microusd": math.nan},
+        {"bucket_microusd": -2.0},
+        {"bucket_microusd": 2 * PLAN.bucket_microusd},
+        {"bucket_microusd": "x"},
+        {"cold": 1},
+    ],
+)
 def test_a_damaged_state_is_named(wrong):
-    with pytest.raises(StoreError, match="pacing"):
-        Pacer.from_dict({**start(PLAN).to_dict(), **wrong})
+    body = start(PLAN).to_dict()
+    assert Pacer.from_dict(body) == start(PLAN)
+    with pytest.raises(StoreError, match="pacing starts anew"):
+        Pacer.from_dict({**body, **wrong})
+
+
+def test_an_empty_state_is_named():
+    with pytest.raises(StoreError, match="state of the pacing"):
+        Pacer.from_dict({})

@@ -1,6 +1,7 @@
 """The watch: seldom a false alarm, soon a true one, a stricter threshold each time, no loss."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -240,12 +241,107 @@ def test_a_restart_loses_nothing():
     assert run(back, 15, 300, 0.18, auditor) == run(watch, 15, 300, 0.18, auditor)
 
 
-@pytest.mark.parametrize("name", ["plan", "audits", "similarity", "rung"])
-def test_a_damaged_state_is_named(name):
+def put(body, path, value):
+    """Return a copy of a state with one value replaced."""
+    name, *rest = path
+    copy = list(body) if isinstance(body, list) else dict(body)
+    copy[name] = put(body[name], rest, value) if rest else value
+    return copy
+
+
+@pytest.mark.parametrize("name", list(begun().to_dict()))
+def test_a_state_that_lacks_something_is_named(name):
     body = begun().to_dict()
-    for damaged in ({**body, name: "x"}, {k: v for k, v in body.items() if k != name}):
-        with pytest.raises(StoreError, match="Calibrate again"):
+    lacking = {key: value for key, value in body.items() if key != name}
+    for damaged in ({}, lacking, {**body, name: "x"}, {**body, name: None}):
+        with pytest.raises(StoreError, match="starts anew from the calibration"):
             Watch.from_dict(damaged)
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (("rung",), (-1, len(PLAN.ladder) + 1, 0.5)),
+        (("answers",), (-1,)),
+        (("corrections",), (-1, True)),
+        (("plan", "horizon"), (math.nan, 1e4)),
+        (("plan", "alpha"), (math.nan, "x")),
+        (("plan", "ladder"), ([], "0.7", [math.nan])),
+        (("plan", "contract"), ("none", [])),
+        (("audits", "tasks"), (-1, PLAN.horizon + 1)),
+        (("audits", "wealth"), ([], [0.0] * (len(RISKS) + 1))),
+        (("audits", "wealth", 0), (math.nan, math.inf, -0.1)),
+        (("similarity", "bets", "wealth"), ([0.0] * len(RISKS),)),
+        (("similarity", "bets", "wealth", 0), (math.nan,)),
+        (("similarity", "counts"), ([], [1] * 99)),
+        (("confidence", "counts", 3), (-1, 10**400)),
+        (("confidence", "low"), (-1.0,)),
+        (("similarity", "high"), (math.inf,)),
+    ],
+)
+def test_a_state_out_of_range_is_named(path, values):
+    watch = replace(begun(), rung=len(PLAN.ladder))
+    body = json.loads(json.dumps(watch.to_dict()))
+    assert Watch.from_dict(body) == watch
+    for value in values:
+        with pytest.raises(StoreError, match="state of a watch"):
+            Watch.from_dict(put(body, path, value))
+
+
+def audit_alarms(seed, *, contract, wrong, tasks=TASKS, rate=0.02, keep=0.5):
+    """Return the alarms of audits where a share is kept, and of that a share is wrong."""
+    random = np.random.default_rng(seed)
+    watch, alarms = begun(plan=replace(PLAN, contract=contract, rate=rate)), []
+    for kept, audit, bad in random.random((tasks, 3)).tolist():
+        alarm = None
+        if kept >= keep:
+            watch = watch.passed()
+        elif audit >= rate:
+            watch = watch.kept()
+        else:
+            watch, alarm = watch.audited(wrong=bad < wrong, propensity=rate, rung=watch.rung)
+        alarms += [alarm] if alarm else []
+        if watch.threshold is None:
+            break
+    return alarms
+
+
+@pytest.mark.parametrize("rate", [0.02, 1.0])
+def test_undetected_failures_within_the_promise_seldom_alarm(rate):
+    # 9 % of the kept half are wrong: 4.5 % of all tasks, where 5 % are allowed.
+    raised = [
+        bool(audit_alarms(seed, contract="undetected_failures", wrong=0.09, rate=rate))
+        for seed in range(20)
+    ]
+    assert sum(raised) <= PLAN.false_alarm * 20
+
+
+def test_undetected_failures_above_the_promise_are_found():
+    for seed in range(20):
+        (first, *_) = audit_alarms(seed, contract="undetected_failures", wrong=0.5)
+        assert first.cause is Cause.AUDITS
+
+
+def test_the_same_tasks_break_a_promise_about_kept_answers():
+    assert audit_alarms(0, contract="kept_risk", wrong=0.09, rate=1.0)
+
+
+def test_a_task_passed_on_counts_only_in_a_promise_about_all_tasks():
+    watch = begun()
+    assert watch.passed() == watch
+    watch = begun(plan=replace(PLAN, contract="undetected_failures"))
+    assert watch.passed() == watch.kept()
+    assert Watch.from_dict(json.loads(json.dumps(watch.to_dict()))) == watch
+    done = replace(watch, rung=len(PLAN.ladder))
+    assert done.passed() == done
+
+
+def test_no_bet_loses_all_at_any_rate_and_promise():
+    for alpha in (0.001, 0.05, 0.3, 0.9, 0.97, 0.999):
+        for rate in (0.001, 0.02, 1.0):
+            replace(PLAN, alpha=alpha, rate=rate)
+            for loss in (0.0, 1.0, 1.0 / rate, 1e4):
+                assert (audit_factor(np.array(loss), alpha=alpha, rate=rate) > 0.0).all()
 
 
 def test_an_epoch_starts_anew():
@@ -283,7 +379,17 @@ def test_tickets_are_uniform_and_differ_by_purpose():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"alpha": 0.0}, {"rate": 2.0}, {"ladder": ()}, {"ladder": (0.8, 0.7)}, {"horizon": 0}],
+    [
+        {"alpha": 0.0},
+        {"rate": 0.0},
+        {"rate": 1.1},
+        {"rate": math.nan},
+        {"ladder": ()},
+        {"ladder": (0.8, 0.7)},
+        {"ladder": (math.nan,)},
+        {"horizon": 0},
+        {"contract": "none"},
+    ],
 )
 def test_a_plan_that_promises_nothing_is_refused(wrong):
     with pytest.raises(ConfigError, match="watch"):
