@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -17,6 +19,7 @@ from edge.confidence.certificate import Certificate
 from edge.config import state_folder
 from edge.errors import ConfigError, InputError, StoreError
 from edge.lab import plots
+from edge.lab.calibrating import LEAST_RISK
 from edge.lab.calibrating import calibrate as calibrated
 
 Contract = Literal["kept_risk", "undetected_failures"]
@@ -51,6 +54,13 @@ def calibrate(
         raise InputError(
             f"No promise can have risk {risk:g} and delta {delta:g}.", hint="Both lie within 0..1."
         )
+    if risk < LEAST_RISK:
+        raise InputError(
+            f"A promise at risk {risk:g} takes more labels than anyone has.",
+            hint=f"Ask for {LEAST_RISK:g} or more.",
+        )
+    if out is not None:
+        _check_place(out)
     if plot is not None:
         plots.check_plots(plot)
     folder = state_folder(state)
@@ -93,6 +103,20 @@ def calibrate(
         raise typer.Exit(1)
 
 
+def _check_place(path: Path) -> None:
+    """Make sure, before anything is answered, that a calibration can be written there."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        why = "it is a folder"
+    elif not folder.is_dir():
+        why = f"the folder {folder} is not there"
+    elif not os.access(folder, os.W_OK):
+        why = f"the folder {folder} is not yours to write to"
+    else:
+        return
+    raise StoreError(f"{path} cannot be written: {why}.", hint="Choose another place for --out.")
+
+
 def _saved(calibration: Calibration, path: Path) -> Path:
     """Write a calibration whole or not at all."""
     part = path.with_name(f"{path.name}.part")
@@ -100,6 +124,8 @@ def _saved(calibration: Calibration, path: Path) -> Path:
         calibration.save(part)
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise StoreError(
             f"{path} cannot be written: {error.strerror}.", hint="Choose another place for --out."
         ) from error

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,10 @@ import yaml
 from rich.markup import escape
 
 from edge.cli import show
+from edge.cli.labelling import ROWS
 from edge.cli.models import store
 from edge.cli.run import AsJson, State
+from edge.confidence.fusion import row_digest, row_name
 from edge.config import models_folder, state_folder
 from edge.errors import InputError, StoreError
 from edge.lab.heads import HeadReport, TrainedHead, train_head
@@ -65,7 +68,9 @@ def train(
                 progress=tell,
             )
         )
-    folder = save(name, trained, models=models, encoder=encoder, state=state_folder(state))
+    folder = save(
+        name, trained, rows=texts, models=models, encoder=encoder, state=state_folder(state)
+    )
     add_task(name, keep_above=keep_above, state=state_folder(state))
     if as_json:
         show.print_json({"task": name, "folder": str(folder), **_plain(trained.report)})
@@ -128,8 +133,19 @@ def _example(line: str, where: str) -> tuple[str, str]:
     return text, label
 
 
-def save(name: str, trained: TrainedHead, *, models: ModelStore, encoder: str, state: Path) -> Path:
-    """Write head and manifest into the state folder, whole or not at all."""
+def save(
+    name: str,
+    trained: TrainedHead,
+    *,
+    rows: Sequence[str],
+    models: ModelStore,
+    encoder: str,
+    state: Path,
+) -> Path:
+    """Write head, manifest and the digests of its rows into the state folder, whole or not at all.
+
+    By the digests ``edge calibrate`` knows the rows on which the head cannot be judged.
+    """
     target = state / "models" / f"{name}-head"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +154,10 @@ def save(name: str, trained: TrainedHead, *, models: ModelStore, encoder: str, s
             made.mkdir()
             weights = made / f"{target.name}.safetensors"
             trained.head.save(weights)
+            digests = made / "rows.txt"
+            digests.write_bytes(_digests(rows))
             manifest = _manifest(target.name, weights, trained, models=models, encoder=encoder)
+            manifest["files"].append(_listed(digests, ROWS))
             (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
             if target.exists():
                 shutil.rmtree(target)
@@ -151,14 +170,12 @@ def save(name: str, trained: TrainedHead, *, models: ModelStore, encoder: str, s
 def _manifest(
     name: str, weights: Path, trained: TrainedHead, *, models: ModelStore, encoder: str
 ) -> dict[str, Any]:
-    raw = weights.read_bytes()
     report = trained.report
-    digest = hashlib.sha256(raw).hexdigest()
     return {
         "name": name,
         "kind": "head",
         "engine": "head",
-        "files": [{"path": weights.name, "role": "weights", "sha256": digest, "bytes": len(raw)}],
+        "files": [_listed(weights, "weights")],
         "quantization": "float16 weights, int8 prototypes",
         "licence": "unspecified: the examples' own",
         "recipe": "edge head train",
@@ -166,6 +183,16 @@ def _manifest(
         "encoder": {"name": encoder, "sha256": models.manifest(encoder).digest},
         "quality": {"cross_validation": round(report.accuracy, 4), "n": report.rows},
     }
+
+
+def _listed(path: Path, role: str) -> dict[str, Any]:
+    raw = path.read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    return {"path": path.name, "role": role, "sha256": digest, "bytes": len(raw)}
+
+
+def _digests(texts: Sequence[str]) -> bytes:
+    return "\n".join(sorted({row_digest(row_name(text)) for text in texts})).encode("ascii")
 
 
 def add_task(name: str, *, keep_above: float, state: Path) -> None:

@@ -19,12 +19,16 @@ from edge.confidence.key import CalibrationKey
 from edge.errors import ConfigError, GenerationError, InputError
 from edge.judge import judge
 from edge.lab.calibrating import Answer, features_of
-from edge.lab.labelled import Example, check_labels, is_right, read_examples
+from edge.lab.labelled import Example, check_labels, check_unseen, is_right, read_examples
 from edge.local import LocalModels, LocalTask, calibration_key
 from edge.pack import find_pack, load_pack
 from edge.roster import all_tasks, check_models, model_store
+from edge.store.weights import ModelStore
 from edge.task import PoolSpec
 from edge.types import Draft, Kind
+
+ROWS = "rows"
+"""Role of a model's file that holds the digests of the rows it was trained on, one a line."""
 
 _T = TypeVar("_T")
 Tell = Callable[[str, int, int], None]
@@ -39,6 +43,7 @@ class Desk:
         calibrations: those that the models bring.
         pool: of the task; ``None`` where the pack has none.
         carried: the file of the task's calibration that the pack names, or ``None``.
+        known: digests of rows that the model, or the calibration it brings, was made from.
 
     """
 
@@ -48,6 +53,7 @@ class Desk:
     pool: PoolSpec | None
     labels: tuple[str, ...]
     carried: str | None = None
+    known: frozenset[str] = frozenset()
 
 
 @contextlib.contextmanager
@@ -75,14 +81,33 @@ def open_desk(name: str, pack: str, state: Path) -> Iterator[Desk]:
     with contextlib.closing(models):
         pool = loaded.pools.get(task.spec.routing.pool)
         carried = loaded.calibration.get(name)
-        yield Desk(task, models, calibrations, pool, models.labels(task), carried)
+        yield Desk(
+            task,
+            models,
+            calibrations,
+            pool,
+            models.labels(task),
+            carried=carried,
+            known=_known(store, calibrations, task),
+        )
+
+
+def _known(store: ModelStore, calibrations: Calibrations, task: LocalTask) -> frozenset[str]:
+    """Return the digests that a model's own files hold of the rows it was made from."""
+    model = task.spec.model or ""
+    shipped = calibrations.of(model, task.name)
+    seen = (shipped.seen or ()) if shipped is not None else ()
+    if all(file.role != ROWS for file in store.manifest(model).files):
+        return frozenset(seen)
+    return frozenset((*seen, *store.path(model, ROWS).read_text("ascii", "replace").split()))
 
 
 def read_labelled(path: Path, desk: Desk) -> list[Example]:
     """Read labelled examples of the desk's task.
 
     Raises:
-        InputError: the file cannot be read, or a line is not an example; the line is named.
+        InputError: the file cannot be read, a line is not an example (the line is named), or the
+            model was made from some of the rows.
 
     """
     try:
@@ -94,6 +119,7 @@ def read_labelled(path: Path, desk: Desk) -> list[Example]:
     examples = read_examples(lines, name=path.name, kind=desk.task.spec.kind)
     if desk.labels:
         check_labels(examples, desk.labels)
+    check_unseen(examples, desk.known, model=desk.task.spec.model or "")
     for each in examples:
         _for_line(each, lambda text: _admitted(desk.task, text))
     return examples

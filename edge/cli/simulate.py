@@ -40,7 +40,8 @@ def simulate(
     if risk is not None and not 0.0 < risk < 1.0:
         raise InputError(f"Nothing can be promised at risk {risk:g}.", hint="It lies within 0..1.")
     folder = state_folder(state)
-    traces, unread = trials.recorded(folder, task)
+    recorded = trials.recorded(folder, task)
+    traces = recorded.traces
     tried = trials.trials(pack, folder, set(traces), keep_above=keep_above, risk=risk)
     if not tried:
         raise InputError(
@@ -54,14 +55,23 @@ def simulate(
             accuracy = trial.policy.task.routing.cloud_accuracy
         found = simulated(traces[name], trial.policy, labels, cloud_accuracy=accuracy)
         if as_json:
-            show.print_json({"task": name, **asdict(found), "notes": list(trial.notes)})
+            above = recorded.next_tier.get(name, 0)
+            told = {"task": name, **asdict(found), "next_tier": above}
+            show.print_json({**told, "notes": list(trial.notes)})
         else:
             _print(name, found, trial.notes, accuracy)
-    left = sorted(traces.keys() - tried.keys())
-    if left and not as_json:
-        typer.echo(f"Not in the pack {pack}: {', '.join(left)}.")
-    if unread and not as_json:
-        typer.echo(f"Without recorded signals, and left out: {unread}.")
+    if not as_json:
+        _print_left_out(recorded, sorted(traces.keys() - tried.keys()), pack)
+
+
+def _print_left_out(recorded: trials.Recorded, strange: list[str], pack: str) -> None:
+    if strange:
+        typer.echo(f"Not in the pack {pack}: {', '.join(strange)}.")
+    if recorded.unread:
+        typer.echo(f"Without recorded signals, and left out: {recorded.unread}.")
+    above = sum(recorded.next_tier.values())
+    if above:
+        typer.echo(f"Asked of the next tier, and left out: {above}.")
 
 
 def _print(name: str, found: Simulated, notes: tuple[str, ...], accuracy: float) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edge.asking import question
 from edge.calibrations import Calibrations
@@ -20,7 +21,7 @@ from edge.route import Circumstances, Terms, plan
 from edge.store.states import States
 from edge.store.traces import Traces
 from edge.task import PoolSpec
-from edge.types import Draft
+from edge.types import Draft, Reason
 
 _ALL = 2**62
 Labels = dict[str, tuple[bool, str]]
@@ -34,11 +35,27 @@ class Trial:
     notes: tuple[str, ...]
 
 
-def recorded(state: Path, task: str | None) -> tuple[dict[str, list[Seen]], int]:
-    """Return recorded tasks by name, the oldest first, and how many cannot be replayed.
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a state folder holds.
+
+    Attributes:
+        traces: by task, the oldest first; each list holds at least one.
+        unread: how many have no signals.
+        next_tier: how many, by task, have another model's draft in place of the task's own.
+
+    """
+
+    traces: Mapping[str, list[Seen]]
+    unread: int
+    next_tier: Mapping[str, int]
+
+
+def recorded(state: Path, task: str | None) -> Recorded:
+    """Return the recorded tasks that can be replayed, and how many cannot.
 
     Raises:
-        InputError: the state folder has no traces.
+        InputError: the state folder has no traces, or none that can be replayed.
         StoreError: they cannot be read.
 
     """
@@ -51,15 +68,29 @@ def recorded(state: Path, task: str | None) -> tuple[dict[str, list[Seen]], int]
         raise InputError(
             f"The state folder {state} has no traces{of}.", hint="Pass the --state of the runtime."
         )
-    found: dict[str, list[Seen]] = defaultdict(list)
+    found = _sorted(reversed(rows))
+    if not found.traces:
+        raise InputError(
+            f"None of {len(rows)} recorded tasks can be replayed: {found.unread} have no signals, "
+            f"{sum(found.next_tier.values())} went to the next tier.",
+            hint="Run the task without `then`, or pass another --state.",
+        )
+    return found
+
+
+def _sorted(rows: Iterable[Mapping[str, Any]]) -> Recorded:
+    traces: dict[str, list[Seen]] = defaultdict(list)
+    above: Counter[str] = Counter()
     unread = 0
-    for row in reversed(rows):
+    for row in rows:
         made = seen(row)
-        if made is None:
+        if Reason.NEXT_TIER in row["reasons"]:
+            above[row["task"]] += 1
+        elif made is None:
             unread += 1
         else:
-            found[row["task"]].append(made)
-    return dict(found), unread
+            traces[row["task"]].append(made)
+    return Recorded(dict(traces), unread, above)
 
 
 def known_labels(state: Path) -> Labels:

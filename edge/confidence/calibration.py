@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.confidence.certificate import Certificate, Contract
+from edge.confidence.certificate import Certificate, Contract, impossible, is_number
 from edge.confidence.isotonic import CELLS, VennAbers, interpolated
 from edge.confidence.key import CalibrationKey
 from edge.confidence.logistic import log_odds, probability
@@ -26,6 +26,15 @@ __all__ = ["FORMAT", "Calibration", "CalibrationKey", "Confidence", "LastStage",
 
 FORMAT = 2
 _PLATT_SHARE = 0.1  # of an isotonic confidence: keeps the order of answers within a step
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 Stage = Literal["none", "platt", "isotonic"]
 
 
@@ -130,13 +139,17 @@ class Calibration:
         return Confidence(value, min(low, value), max(high, value))
 
     def certificate(self, alpha: float, *, contract: Contract = "kept_risk") -> Certificate | None:
-        """Return the promise of a contract with the laxest bound within ``alpha``, if any."""
+        """Return the promise of a contract with the laxest bound within ``alpha``, if any.
+
+        Of equal bounds it is the first. Which one keeps most is not asked: each was tested at its
+        own delta, and the best of several tests fails more often than one does.
+        """
         within = [
             each
             for each in self.certificates
             if each.contract == contract and each.alpha <= alpha and each.key == self.key
         ]
-        return max(within, key=lambda each: each.kept_share, default=None)
+        return max(within, key=lambda each: each.alpha, default=None)
 
     def _odds(self, key: CalibrationKey, signals: Mapping[str, float]) -> float | None:
         if key != self.key:
@@ -158,7 +171,8 @@ class Calibration:
         """Read a calibration, of this format or the first.
 
         Raises:
-            ConfigError: the file is missing, is not one, or is of a later format.
+            ConfigError: the file is missing, is not one, is of a later format, or holds what no
+                calibration and no certificate can.
 
         """
         try:
@@ -170,7 +184,7 @@ class Calibration:
                     hint="Fit it again.",
                 )
             return _whole(cls(**_values(body)))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except _UNUSABLE as error:
             raise ConfigError(
                 f"The calibration {path} cannot be used: {error}.", hint="Fit it again."
             ) from error
@@ -210,26 +224,56 @@ def _values(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(made: Calibration) -> Calibration:
-    """Return a calibration that can be evaluated.
+    """Return a calibration that can be evaluated and whose promises can be ones.
 
     Raises:
         ValueError: lengths, numbers or the format are not possible.
+        OverflowError: a whole number is beyond every float.
 
     """
     if made.format not in {1, FORMAT}:
         raise ValueError(f"its format is {made.format}, not 1 or {FORMAT}")
     if len({len(made.features), len(made.mean), len(made.scale), len(made.weights)}) != 1:
         raise ValueError("features, mean, scale and weights differ in length")
-    numbers = [*made.mean, *made.scale, *made.weights, made.bias, made.ece]
-    numbers += [made.last.slope, made.last.offset, *(n for knot in made.last.knots for n in knot)]
-    if not all(map(isfinite, numbers)) or min(made.scale, default=1.0) <= 0.0:
+    numbers = [*made.mean, *made.scale, *made.weights, made.bias, made.ece, made.n]
+    numbers += [value for values in made.reference.values() for value in values]
+    if not all(map(is_number, numbers)) or min(made.scale, default=1.0) <= 0.0:
         raise ValueError("a number is not finite, or a scale is not above 0")
-    if made.last.stage not in {"none", "platt", "isotonic"}:
-        raise ValueError(f"there is no last stage {made.last.stage!r}")
-    knots = list(made.last.knots)
-    if made.last.stage == "isotonic" and (not knots or knots != sorted(set(knots))):
-        raise ValueError("an isotonic stage needs rising knots")
-    table = made.interval
-    if table is not None and not len(table.low) == len(table.high) == CELLS:
-        raise ValueError(f"the intervals are not {CELLS}")
+    if made.n < 0 or not 0.0 <= made.ece <= 1.0:
+        raise ValueError("a number of labels is below 0, or an error is not within 0..1")
+    _check_last(made.last)
+    _check_tables(made)
+    for each in made.certificates:
+        wrong = impossible(each)
+        if wrong is not None:
+            raise ValueError(f"a certificate has an impossible {wrong}")
     return made
+
+
+def _check_last(last: LastStage) -> None:
+    """Make sure that a last stage gives probabilities, and never turns the order round."""
+    if last.stage not in {"none", "platt", "isotonic"}:
+        raise ValueError(f"there is no last stage {last.stage!r}")
+    knots, levels = list(last.knots), [level for _, level in last.knots]
+    numbers = [last.slope, last.offset, *(number for knot in knots for number in knot)]
+    if not all(map(is_number, numbers)) or last.slope < 0.0:
+        raise ValueError("a number of the last stage is not finite, or its slope is below 0")
+    if last.stage == "isotonic" and (not knots or knots != sorted(set(knots))):
+        raise ValueError("an isotonic stage needs rising knots")
+    if levels != sorted(levels) or not all(0.0 <= level <= 1.0 for level in levels):
+        raise ValueError("the levels of the knots do not rise within 0..1")
+
+
+def _check_tables(made: Calibration) -> None:
+    """Make sure that intervals are shares, and that the kept risks are numbers."""
+    table, risks = made.interval, made.risks
+    if table is not None:
+        if not len(table.low) == len(table.high) == CELLS:
+            raise ValueError(f"the intervals are not {CELLS}")
+        if not all(is_number(end) and 0.0 <= end <= 1.0 for end in (*table.low, *table.high)):
+            raise ValueError("an end of an interval is not within 0..1")
+    if risks is not None:
+        if len({len(risks.threshold), len(risks.kept), len(risks.risk)}) != 1:
+            raise ValueError("the columns of the kept risks differ in length")
+        if not all(map(is_number, (*risks.threshold, *risks.kept, *risks.risk))):
+            raise ValueError("a kept risk is not finite")

@@ -25,7 +25,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf, isfinite, nextafter
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,37 @@ class Certificate:
     threshold: float
     labels_digest: str
     key: CalibrationKey
+
+
+def impossible(found: Certificate) -> str | None:
+    """Return which field no certificate can have, such as one read from a file; ``None`` if none.
+
+    Raises:
+        OverflowError: a whole number is beyond every float.
+
+    """
+    counts = (found.errors, found.kept, found.n)
+    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in counts)
+    fits = {
+        "contract": found.contract in get_args(Contract),
+        "alpha": is_number(found.alpha) and 0.0 < found.alpha < 1.0,
+        "delta": found.delta is None or (is_number(found.delta) and 0.0 < found.delta < 1.0),
+        "errors, kept or n": whole and 0 <= found.errors <= found.kept <= found.n,
+        "kept_share": is_number(found.kept_share) and 0.0 <= found.kept_share <= 1.0,
+        "threshold": is_number(found.threshold) and found.threshold >= 0.0,
+        "labels_digest": isinstance(found.labels_digest, str),
+    }
+    return next((name for name, fine in fits.items() if not fine), None)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no truth value.
+
+    Raises:
+        OverflowError: it is a whole number beyond every float.
+
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

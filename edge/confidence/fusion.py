@@ -8,6 +8,7 @@ risks are fitted on log-odds made out of fold, so that no answer judges itself. 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,14 @@ class Prior:
             bias=shipped.last.slope * shipped.bias + shipped.last.offset,
             labels=labels,
         )
+
+
+def row_name(text: str) -> str:
+    """Return what names a text as a row: the same where only case, width or white space differ.
+
+    Texts that differ in no more than that are one observation, not two.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def row_digest(name: str) -> str:

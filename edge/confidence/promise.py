@@ -25,7 +25,7 @@ class Labelled:
     """An answer whose outcome is known.
 
     Attributes:
-        row: names the input: its text, or a digest of it.
+        row: names the input: ``edge.confidence.fusion.row_name`` of its text, or a digest of that.
         signals: what was read while answering.
         correct: whether the answer was right.
 

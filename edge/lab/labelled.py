@@ -7,10 +7,11 @@ Every error names the line. Works on values; opens no file.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edge.confidence.fusion import row_digest, row_name
 from edge.errors import InputError
 from edge.strict import strict_json
 from edge.task import spaced
@@ -44,6 +45,8 @@ class Example:
 def read_examples(lines: Iterable[str], *, name: str, kind: Kind) -> list[Example]:
     """Return the examples in the lines of a file; empty lines are passed over.
 
+    Texts that differ only in case or white space are the same text.
+
     Raises:
         InputError: the kind of task has no right answer to compare with, a line is no example, a
             text occurs twice, or there are fewer than 40.
@@ -59,13 +62,13 @@ def read_examples(lines: Iterable[str], *, name: str, kind: Kind) -> list[Exampl
         if not line.strip():
             continue
         made = _example(line, f"Line {number} of {name}", kind)
-        if made.text in found:
+        same = found.setdefault(row_name(made.text), made)
+        if same is not made:
             raise InputError(
-                f"{made.where} repeats the text of {found[made.text].where[0].lower()}"
-                f"{found[made.text].where[1:]}; a repeated row is not another observation.",
-                hint="Give each text once.",
+                f"{made.where} repeats the text of {same.where[0].lower()}{same.where[1:]}; a "
+                "repeated row is not another observation.",
+                hint="Give each text once; case and white space do not make another one.",
             )
-        found[made.text] = made
     if len(found) < FEWEST:
         raise InputError(
             f"{name} has {len(found)} labelled rows; below {FEWEST} they say nothing.",
@@ -88,6 +91,28 @@ def check_labels(examples: Iterable[Example], labels: Collection[str]) -> None:
                 f"task's {len(labels)} labels.",
                 hint="Correct it, or write null where no label fits.",
             )
+
+
+def check_unseen(examples: Sequence[Example], known: Collection[str], *, model: str) -> None:
+    """Make sure that a model was not trained, nor its calibration fitted, on one of the texts.
+
+    Args:
+        examples: at least one.
+        known: digests of what it has seen; see ``row_digest``.
+        model: its name, for the error.
+
+    Raises:
+        InputError: it has seen some; their number is named.
+
+    """
+    names = [{each.text, row_name(each.text)} for each in examples]
+    met = sum(any(row_digest(name) in known for name in both) for both in names)
+    if met:
+        raise InputError(
+            f"{met} of these {len(examples)} rows are ones that {model} was made from; how it "
+            "does on them says nothing of how it does on others.",
+            hint="Pass labelled answers of your own traffic.",
+        )
 
 
 def is_right(found: Json, gold: Json) -> bool:

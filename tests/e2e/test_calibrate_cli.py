@@ -159,14 +159,54 @@ def test_one_class_only_is_exit_2(gold, tmp_path, rows):
         ((TASK, "{rows}", "--risk", "1.5"), "No promise can have risk 1.5"),
         ((TASK, "{rows}", "--plot", "a.svg"), "a.svg is no PNG"),
         ((TASK, "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        ((TASK, "{rows}", "--risk", "1e-9"), "risk 1e-09 takes more labels than anyone has"),
+        ((TASK, "nowhere.jsonl", "--out", "{folder}"), "cannot be written: it is a folder"),
+        ((TASK, "nowhere.jsonl", "--out", "{folder}/no/x.json"), "no is not there"),
     ],
 )
 def test_bad_arguments_are_exit_2(arguments, words, tmp_path, rows):
     if "--plot" in arguments:
         pytest.importorskip("matplotlib")
-    done = run("calibrate", *(a.format(rows=rows) for a in arguments), state=tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    given = (each.format(rows=rows, folder=tmp_path) for each in arguments)
+    done = run("calibrate", *given, state=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
+    assert words in done.stderr.replace("\n", " ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_goes_away_leaves_nothing_behind(tmp_path, rows):
+    out = tmp_path / "out.json"
+
+    def taken(self, _):
+        raise IsADirectoryError(21, "Is a directory", str(self))
+
+    with patch.object(Path, "replace", taken):
+        done = run("calibrate", TASK, rows, "--out", out, state=tmp_path / "state")
+    assert done.returncode == 2
+    assert "out.json cannot be written: Is a directory" in done.stderr
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith("out.json")]
+
+
+def test_rows_that_a_head_was_trained_on_do_not_certify_it(tmp_path, rows):
+    made = [json.loads(line) for line in lines()]
+    own = [{**each, "label": "short" if len(each["text"]) < 24 else "long"} for each in made]
+    examples = tmp_path / "own.jsonl"
+    examples.write_text("\n".join(map(json.dumps, own)), "utf-8")
+    assert run("head", "train", "length", examples, state=tmp_path).returncode == 0
+    fresh = [{**each, "text": f"please tell me {each['text']}"} for each in own[8:]]
+    shouted = [{**each, "text": each["text"].upper()} for each in own[:8]]
+    rows.write_text("\n".join(map(json.dumps, [*shouted, *fresh])), "utf-8")
+    done = run("calibrate", "length", rows, state=tmp_path)
+    assert done.returncode == 2
+    told = " ".join(done.stderr.split())
+    assert f"8 of these {len(own)} rows are ones that length-head was made from" in told
+    assert "labelled answers of your own traffic" in told
+    assert not (tmp_path / "calibrations").exists()
+    rows.write_text("\n".join(map(json.dumps, fresh)), "utf-8")
+    done = run("calibrate", "length", rows, "--risk", "0.4", state=tmp_path)
+    assert "made from" not in done.stderr
+    assert run("models", "verify", state=tmp_path).returncode == 0
 
 
 def test_a_calibration_of_another_model_is_not_lost(tmp_path, rows):
@@ -236,7 +276,7 @@ def state(tmp_path):
         local = runtime.tasks()[TASK]
         for at, each in enumerate(kept[:10]):
             runtime.oversight.audited(
-                local, each.trace_id, right=at > 0, propensity=1.0, rung=0, at=float(at)
+                local, each.trace_id, right=at > 0, propensity=1.0, rung=0, answers=at, at=float(at)
             )
         runtime.correct(kept[10].trace_id, "yes")
     return tmp_path
@@ -275,6 +315,44 @@ def test_a_replay_under_a_certificate(state, rows):
     threshold = Calibration.load(kept_at(state)).certificate(0.2).threshold
     assert f"{threshold:.4f}" in certified["notes"][0]
     assert 0 < certified["simulated"]["kept"] < certified["tasks"]
+
+
+TIERS = """
+name: tiers
+version: 1
+tasks:
+  assistant_intent: &task
+    kind: classify
+    model: clinc150-head
+    routing: {keep_above: 0.9999, then: again}
+    budget: {max_model_calls: 2}
+  again: {<<: *task, routing: {keep_above: 0.0}}
+"""
+
+
+def test_drafts_of_the_next_tier_are_left_out_and_counted(state):
+    pack = state / "tiers.yaml"
+    pack.write_text(TIERS)
+    before = simulated(state)
+    with edge.open(pack, state=state, offline=True) as runtime:
+        found = runtime.map(TASK, [json.loads(line)["text"] for line in lines()])
+    above = sum("next_tier" in each.reasons for each in found)
+    after = simulated(state)
+    assert 0 < above < len(found)
+    assert (before["next_tier"], after["next_tier"]) == (0, above)
+    assert after["tasks"] == before["tasks"] + len(found) - above
+    done = run("simulate", "--pack", state / "desk.yaml", state=state)
+    assert f"Asked of the next tier, and left out: {above}." in done.stdout
+
+
+def test_drafts_of_the_next_tier_alone_cannot_be_replayed(tmp_path):
+    pack = tmp_path / "tiers.yaml"
+    pack.write_text(TIERS)
+    with edge.open(pack, state=tmp_path, offline=True) as runtime:
+        assert "next_tier" in runtime.run(TASK, "how deep is the lake").reasons
+    done = run("simulate", "--pack", pack, state=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "None of 1 recorded tasks can be replayed" in done.stderr
 
 
 def test_a_table_for_a_person(state):

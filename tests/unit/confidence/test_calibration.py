@@ -10,7 +10,7 @@ import pytest
 
 from edge.confidence.calibration import Calibration
 from edge.confidence.certificate import Certificate, NotCertifiable
-from edge.confidence.fusion import Prior, fit_calibration
+from edge.confidence.fusion import Prior, fit_calibration, row_name
 from edge.confidence.key import CalibrationKey
 from edge.confidence.promise import Labelled, certify, held_back, labelled, with_certificate
 from edge.confidence.signals import generation_signals
@@ -156,6 +156,93 @@ def test_an_impossible_file_is_refused(tmp_path, change, words):
     (tmp_path / "c.json").write_text(json.dumps({**body, **change}))
     with pytest.raises(ConfigError, match=words):
         Calibration.load(tmp_path / "c.json")
+
+
+@pytest.fixture(scope="module")
+def certified():
+    fit, certifying = held_back(rows(600))
+    made = fitted_on(fit)
+    promise = certify(made, certifying, key=KEY, alpha=0.2)
+    return json.loads(json.dumps(asdict(with_certificate(made, promise))))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("threshold", value) for value in (-1, float("nan"), "0.1", None, True)),
+        *(("alpha", value) for value in (0, 1, -1, float("nan"), "much", None)),
+        *(("delta", value) for value in (0, 1, 5, "0.1")),
+        *(("kept", value) for value in (10**9, -1, 1.5, None)),
+        *(("errors", value) for value in (10**6, -1, True)),
+        *(("n", value) for value in (1, "300")),
+        *(("kept_share", value) for value in (-0.1, 5, float("nan"))),
+        *(("labels_digest", value) for value in (5, None)),
+        *(("contract", value) for value in ("other", None, ["kept_risk"])),
+    ],
+)
+def test_a_file_with_an_impossible_certificate_is_refused(tmp_path, certified, field, value):
+    (promise,) = certified["certificates"]
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({**certified, "certificates": [{**promise, field: value}]}))
+    with pytest.raises(
+        ConfigError, match=f"cannot be used: a certificate has an impossible.*{field}"
+    ):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: 10**400} for name in ("bias", "n", "ece")),
+        *({name: [10**400] * 2} for name in ("mean", "weights")),
+        {"n": "many"},
+        {"n": -1},
+        {"ece": 7.0},
+        {"n": None},
+        {"reference": {"confidence": [float("nan")]}},
+        {"reference": {"confidence": [10**400]}},
+        {"reference": {"confidence": "abc"}},
+        {"reference": [1]},
+        {"certificates": None},
+        {"certificates": "abc"},
+        {"last": {"stage": "platt", "slope": -1.0, "offset": 0.0, "knots": []}},
+        {"last": {"stage": "platt", "slope": "1", "offset": 0.0, "knots": []}},
+        {"last": {"stage": "isotonic", "knots": [[0, 5.0], [1, 7.0]]}},
+        {"last": {"stage": "isotonic", "knots": [[0, 0.9], [1, 0.1]]}},
+        {"last": {"stage": "isotonic", "knots": [[0, -0.1], [1, 0.1]]}},
+        {"interval": {"low": [2.0] * 257, "high": [2.0] * 257}},
+        {"risks": {"threshold": [0.5], "kept": [], "risk": [0.1]}},
+        {"risks": {"threshold": [None], "kept": [0.1], "risk": [0.1]}},
+    ],
+)
+def test_a_file_that_could_not_be_evaluated_is_refused(tmp_path, certified, change):
+    (tmp_path / "c.json").write_text(json.dumps({**certified, **change}))
+    with pytest.raises(ConfigError, match="cannot be used: "):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_a_file_with_a_possible_certificate_loads(tmp_path, certified):
+    (tmp_path / "c.json").write_text(json.dumps(certified))
+    made = Calibration.load(tmp_path / "c.json")
+    assert made.certificate(0.2) == made.certificates[0]
+    assert json.loads(json.dumps(asdict(made))) == certified
+
+
+def test_of_several_promises_the_one_tested_for_the_asked_risk_is_taken():
+    fit, certifying = held_back(rows(2000))
+    made = fitted_on(fit)
+    first = certify(made, certifying, key=KEY, alpha=0.1)
+    lucky = replace(first, alpha=0.05, kept_share=1.0, threshold=0.0)
+    made = with_certificate(with_certificate(made, first), lucky)
+    assert made.certificate(0.1) == made.certificate(0.3) == first
+    assert made.certificate(0.07) == lucky
+    again = replace(first, kept_share=1.0)
+    assert replace(made, certificates=(first, again)).certificate(0.1) == first
+
+
+def test_case_width_and_white_space_do_not_make_another_row():
+    assert row_name("  Set a\tTIMER ") == row_name("set a timer") == row_name("\uff53et a timer")
+    assert row_name("set a timer") != row_name("set the timer")
 
 
 def test_files_of_the_first_format_load_and_know_no_interval(tmp_path):

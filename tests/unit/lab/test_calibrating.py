@@ -76,9 +76,37 @@ def test_the_same_answers_make_the_same_bytes(tmp_path):
 def test_the_reference_is_what_a_watch_will_see():
     found = made(answers(400))
     reference = found.calibration.reference
-    assert reference["confidence"] == tuple(round(v, 4) for v in found.confidence.tolist())
-    near = [round(each.signals["similarity"], 4) for each in found.answers]
-    assert reference["similarity"] == tuple(near)
+    seen = zip(found.answers, found.confidence.tolist(), strict=True)
+    pairs = sorted((each.text, each.signals["similarity"], sure) for each, sure in seen)
+    pairs.sort(key=lambda pair: row_digest(pair[0]))
+    assert reference["similarity"] == tuple(round(near, 4) for _, near, _ in pairs)
+    assert reference["confidence"] == tuple(round(sure, 4) for _, _, sure in pairs)
+
+
+def test_the_reference_does_not_depend_on_the_order_of_the_file():
+    rows = answers(4000)
+    falling = sorted(rows, key=lambda each: each.signals["similarity"])
+    near = made(falling).calibration.reference["similarity"]
+    assert near == made(falling[::-1]).calibration.reference["similarity"]
+    assert np.mean(near) == pytest.approx(0.5, abs=0.05)
+
+
+def test_copies_that_differ_in_case_or_white_space_are_one_row():
+    rows = answers(400)
+    copies = [replace(each, text=f"  {each.text.upper()} ") for each in rows]
+    found = made([*rows, *copies])
+    assert found.fitted + len(found.answers) == 400
+    assert {each.text for each in found.answers} <= {each.text for each in rows}
+
+
+@pytest.mark.parametrize("risk", [0.0512345678, 1e-5])
+def test_the_asked_risk_is_certified_as_it_was_asked(risk):
+    found = made(answers(2000, apart=6.0), risk=risk)
+    if isinstance(found.outcome, Certificate):
+        assert found.calibration.certificate(risk) == found.outcome
+        assert found.outcome.alpha == risk
+    else:
+        assert found.outcome.labels_needed > 100_000
 
 
 def test_without_similarity_the_watch_sees_the_confidence():

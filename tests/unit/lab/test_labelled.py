@@ -4,8 +4,16 @@ import json
 
 import pytest
 
+from edge.confidence.fusion import row_digest
 from edge.errors import InputError
-from edge.lab.labelled import Example, check_labels, is_right, plain, read_examples
+from edge.lab.labelled import (
+    Example,
+    check_labels,
+    check_unseen,
+    is_right,
+    plain,
+    read_examples,
+)
 from edge.types import Kind
 
 
@@ -41,6 +49,21 @@ def test_an_extraction_has_an_object():
 def test_a_line_that_is_no_example_is_named(row, words):
     with pytest.raises(InputError, match=words):
         read_examples(lines(50, line3=row), name="r.jsonl", kind=Kind.CLASSIFY)
+
+
+@pytest.mark.parametrize("text", ["TEXT 0", "  text 0", "text \\t 0", "Text\\u00a00"])
+def test_a_copy_in_other_case_or_white_space_is_a_repeat(text):
+    row = f'{{"text": "{text}", "label": "a"}}'
+    with pytest.raises(InputError, match=r"Line 3 of r.jsonl repeats the text of line 1 of"):
+        read_examples(lines(50, line3=row), name="r.jsonl", kind=Kind.CLASSIFY)
+
+
+def test_rows_that_a_model_was_made_from_are_counted():
+    rows = [Example("A  text", "a", "Line 1"), Example("other", "b", "Line 2")]
+    check_unseen(rows, {row_digest("a third")}, model="m")
+    for known in ({row_digest("a text")}, {row_digest("A  text")}):
+        with pytest.raises(InputError, match="1 of these 2 rows are ones that m was made from"):
+            check_unseen(rows, known, model="m")
 
 
 def test_few_rows_say_nothing():
