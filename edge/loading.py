@@ -21,6 +21,7 @@ _CONTEXT = 2048
 _ONNX_CONTEXT = 1024
 _MAX_TOKENS = 256
 _F32_BYTES = 4
+_UNPACKED = 4  # a head's int8 parts are float32 in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ class Loader:
         """
         manifest = self.store.manifest(name)
         weights = sum(file.bytes for file in manifest.of_role("weights"))
+        if manifest.kind == "head":
+            return _UNPACKED * weights
         if manifest.kind != "decoder":
             return weights
         shape = self._cache_shape(name, manifest)
