@@ -118,7 +118,7 @@ class Considering:
         if draft is None or not verdict.valid:
             return Considered(draft, verdict, decision, calls=calls, tier=tier.name)
         kept = decision.action is Action.KEEP
-        checked = self._oversight.looked_at(tier, draft, call.trace_id, kept=kept)
+        checked = self._oversight.looked_at(tier, draft, call.trace_id, kept=kept, rung=terms.rung)
         return Considered(draft, verdict, decision, checked, calls, tier.name)
 
     def _terms(self, call: Call, tier: LocalTask, the_plan: Plan) -> Terms:

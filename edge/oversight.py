@@ -81,13 +81,15 @@ class Oversight:
         return Terms(
             threshold=NOTHING if watch.threshold is None else watch.threshold,
             certified=True,
-            alarmed=watch.rung > 0,
+            rung=watch.rung,
             rules=task.rules,
             context=context,
         )
 
-    def looked_at(self, task: LocalTask, draft: Draft, trace_id: str, *, kept: bool) -> Checked:
-        """Take one answer of the local model, kept or not; say whether to audit it.
+    def looked_at(
+        self, task: LocalTask, draft: Draft, trace_id: str, *, kept: bool, rung: int
+    ) -> Checked:
+        """Take one answer of the local model, kept or not at a rung; say whether to audit it.
 
         Raises:
             StoreError: the state of the watch cannot be written.
@@ -101,17 +103,15 @@ class Oversight:
             return Checked(audit)
         certificate, calibration = found
         alarms: list[Alarm | None] = []
-        rungs: list[int] = []
         answers: list[int] = []
         confidence = draft.confidence
 
         def step(before: dict[str, object] | None) -> dict[str, object]:
             watch = self._from(before, task, certificate, calibration)
-            rungs.append(watch.rung)
             answers.append(watch.answers)
             if not kept:
                 watch = watch.passed()
-            elif audit is not None and not audit.chosen:
+            elif watch.rung == rung and audit is not None and not audit.chosen:
                 watch = watch.kept()
             after, alarm = watch.seen(
                 draft.signals.get("similarity", confidence),
@@ -125,7 +125,7 @@ class Oversight:
             return after.to_dict()
 
         self._states.change(_name(task, certificate, calibration), step)
-        return Checked(audit, alarms[-1], rungs[-1], answers[-1])
+        return Checked(audit, alarms[-1], rung, answers[-1])
 
     def audited(
         self,

@@ -58,7 +58,7 @@ class Terms:
         threshold: an answer is kept from this confidence on; ``None`` for the task's
             ``keep_above``.
         certified: a certificate stands behind the threshold.
-        alarmed: a watch has raised the threshold since it was certified.
+        rung: how often a watch has raised the threshold since it was certified.
         rules: of the policy, in order.
         context: what the app told of the call, for the rules.
         charge_usd: what asking costs at the budget's current price; ``None`` where asking because
@@ -68,7 +68,7 @@ class Terms:
 
     threshold: float | None = None
     certified: bool = False
-    alarmed: bool = False
+    rung: int = 0
     rules: tuple[Rule, ...] = ()
     context: Mapping[str, object] = field(default_factory=dict)
     charge_usd: float | None = None
@@ -228,5 +228,5 @@ def _doubts(
     threshold = task.routing.keep_above if terms.threshold is None else terms.threshold
     if verdict.confidence >= threshold:
         return ()
-    alarm = (Reason.WATCH_ALARM,) if terms.alarmed else ()
+    alarm = (Reason.WATCH_ALARM,) if terms.rung else ()
     return (Reason.LOW_CONFIDENCE, *alarm)

@@ -161,7 +161,7 @@ MARGIN = Draft(value="x", model="m", digest="d", device="cpu", signals={"margin"
             {"risk": 0.05},
             DRAFT,
             0.8,
-            Terms(0.9, certified=True, alarmed=True),
+            Terms(0.9, certified=True, rung=1),
             "escalate",
             "low_confidence watch_alarm",
         ),
