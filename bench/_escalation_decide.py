@@ -66,7 +66,8 @@ def one(
         certified=True,
         rules=_RULES,
         context={"account_tier": tier},
-        charge_usd=_COST * (1.0 + price) / 1e6,
+        cost_microusd=_COST,
+        price=price,
     )
     found = decide(_TASK, the_plan, draft, verdict, terms=terms)
     return f"{judged!r} {found!r}", found.action
@@ -136,7 +137,7 @@ def _microseconds(calibration: Calibration, stream: Stream) -> float:
                 certified=True,
                 rules=_RULES,
                 context={"account_tier": "enterprise"},
-                charge_usd=0.002,
+                cost_microusd=2_000,
             )
             decide(_TASK, the_plan, draft, verdict, terms=terms)
         times.append((time.perf_counter() - begin) / len(made))

@@ -17,20 +17,11 @@ from numpy.typing import NDArray
 
 import edge
 from edge.confidence.reliability import expected_calibration_error
-from edge.task import spaced
+from edge.judge import plain
+from edge.lab.metrics import auroc, separation
 from edge.types import Draft
 
 HELD_OUT = 51  # of 256: the share of sms_spam, by the first byte of the text's sha256
-
-
-def auroc(high: Sequence[float], low: Sequence[float]) -> float:
-    """Return the chance that a value of ``high`` exceeds one of ``low``, ties counted half."""
-    if not len(high) or not len(low):
-        return float("nan")
-    ordered = np.sort(np.asarray(low))
-    below = np.searchsorted(ordered, high, side="left")
-    upto = np.searchsorted(ordered, high, side="right")
-    return float((below + upto).mean() / 2 / len(ordered))
 
 
 def answers(runtime: edge.Runtime, task: str, texts: Sequence[str]) -> list[Draft]:
@@ -42,7 +33,7 @@ def answers(runtime: edge.Runtime, task: str, texts: Sequence[str]) -> list[Draf
 def judged(name: str, right: NDArray[np.bool_], drafts: Sequence[Draft]) -> Iterator[Row]:
     """Yield how well confidence tells right from wrong."""
     sure = np.array([draft.confidence or 0.0 for draft in drafts])
-    yield Row(f"{name} error AUROC", round(auroc(sure[right], sure[~right]), 4), "")
+    yield Row(f"{name} error AUROC", round(auroc(sure, right), 4), "")
     ece = expected_calibration_error(sure, right.astype(float))
     yield Row(f"{name} calibration error", round(ece, 4), "")
 
@@ -65,7 +56,7 @@ def out_of_scope(runtime: edge.Runtime) -> Iterator[Row]:
         [draft.signals["score"] for draft in answers(runtime, "assistant_intent", texts)]
         for texts in (inside, outside)
     )
-    value = auroc(within, beyond)
+    value = separation(within, beyond)
     yield at_least(f"clinc150 out-of-scope AUROC (n {len(outside)})", value, 0.97)
 
 
@@ -88,11 +79,6 @@ def call(row: dict[str, Any]) -> dict[str, str]:
     for slot in sorted(row["slots"], key=lambda slot: slot["start"]):
         gold.setdefault(slot["slot"], slot["value"])
     return gold
-
-
-def plain(value: dict[str, Any]) -> dict[str, str]:
-    """Return a call with case and white space out of the way."""
-    return {name: spaced(str(entry)) for name, entry in value.items()}
 
 
 def spam() -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from _common import SHARED, Row, at_least, at_most, main, read_rows
 from _schemas import schemas
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
-from quality import call, plain
+from quality import call
 
 from edge.backends.base import Decoder, ModelInfo
 from edge.backends.generate import Generation, generate
@@ -40,6 +40,7 @@ from edge.backends.llama.library import llama_library
 from edge.backends.structure.constraint import Constraint, constrain
 from edge.backends.structure.grammars import Grammar
 from edge.config import models_folder
+from edge.judge import plain
 from edge.store.weights import ModelStore
 from edge.task import spaced
 from edge.types import SamplingParams

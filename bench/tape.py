@@ -42,9 +42,10 @@ import numpy as np
 import yaml
 from _common import ROOT, Row, main, read_rows, shared
 from numpy.typing import NDArray
-from quality import call, plain, spam
+from quality import call, spam
 
 import edge
+from edge.judge import plain
 
 HEADS = {
     "clinc150": ("assistant_intent", "clinc150-head"),

@@ -52,12 +52,23 @@ def admit(
 
     """
     started = time.perf_counter()
+    local = task_named(tasks, task)
+    check_text(text, max_chars=local.spec.input.max_chars, task=task)
+    return Call(local, text, trace_id or uuid.uuid4().hex, started)
+
+
+def task_named(tasks: Mapping[str, LocalTask], task: str) -> LocalTask:
+    """Return a task.
+
+    Raises:
+        ConfigError: there is none of that name; the hint lists those there are.
+
+    """
     local = tasks.get(task)
     if local is None:
         known = ", ".join(sorted(tasks))
         raise ConfigError(f"There is no task named {task!r}.", hint=f"Tasks here: {known}.")
-    check_text(text, max_chars=local.spec.input.max_chars, task=task)
-    return Call(local, text, trace_id or uuid.uuid4().hex, started)
+    return local
 
 
 def check_context(

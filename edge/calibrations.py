@@ -58,10 +58,6 @@ class Calibrations:
                 self._read[model, task] = self._load(model, task)
             return self._read[model, task]
 
-    def carried(self, task: str) -> bool:
-        """Whether the pack brings a task's calibration, which goes before any other."""
-        return task in self._carried
-
     def keep(self, task: str, calibration: Calibration) -> Path:
         """Put a task's calibration into the state folder, in place of an earlier one.
 

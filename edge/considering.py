@@ -125,7 +125,8 @@ class Considering:
         terms = self._oversight.terms(tier, call.context)
         if tier.spec.routing.value_usd is None or the_plan.cloud_blocked is not None:
             return terms
-        return replace(terms, charge_usd=self._spending.charge_usd(call))
+        charge = self._spending.charge(call)
+        return replace(terms, cost_microusd=charge[0], price=charge[1]) if charge else terms
 
 
 def _sure(found: Considered) -> float:

@@ -48,15 +48,16 @@ def value_problem(task: TaskSpec, value: Json, *, labels: Sequence[str] = ()) ->
     return _schema_problem(task.output_schema, value)
 
 
+def is_right(found: Json, gold: Json) -> bool:
+    """Whether an answer is the right one: the same label, or the same object but for case."""
+    return gold is not None and plain(found) == plain(gold)
+
+
 def plain(value: Json) -> Json:
-    """Return an answer with case, white space and the order of fields out of the way."""
-    if isinstance(value, str):
-        return spaced(value)
-    if isinstance(value, list):
-        return [plain(each) for each in value]
-    if isinstance(value, dict):
-        return {name: plain(value[name]) for name in sorted(value)}
-    return value
+    """Return an answer as it is compared: of an object, case and white space do not count."""
+    if not isinstance(value, dict):
+        return value
+    return {name: spaced(str(entry)) for name, entry in value.items()}
 
 
 def _is_vector(value: Json) -> bool:

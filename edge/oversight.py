@@ -7,6 +7,7 @@ folder, so a restart forgets nothing. Asks no model and no pool; money is ``edge
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -62,9 +63,6 @@ class Oversight:
     def __init__(self, states: States, calibrations: Calibrations) -> None:
         self._states = states
         self._calibrations = calibrations
-        # Decides which answers are audited: others on every device, the same on replay.
-        device = states.change("device", lambda before: before or {"seed": uuid.uuid4().hex})
-        self._seed = str(device["seed"])
 
     def terms(self, task: LocalTask, context: Mapping[str, object]) -> Terms:
         """Return what is asked of a task's answers now.
@@ -98,7 +96,7 @@ class Oversight:
         if draft.confidence is None:
             return NOT_CHECKED
         found = self._promise(task)
-        audit = self._audit(task, draft.confidence, trace_id) if kept else None
+        audit = self._audit(task, trace_id) if kept else None
         if found is None:
             return Checked(audit)
         certificate, calibration = found
@@ -192,11 +190,19 @@ class Oversight:
         found = self._promise(task)
         return None if found is None else self._watch(task, *found)
 
-    def _audit(self, task: LocalTask, confidence: float, trace_id: str) -> Audit | None:
+    @functools.cached_property
+    def _seed(self) -> str:
+        """What decides which answers are audited: others on every device, the same on replay."""
+        device = self._states.read("device") or self._states.change(
+            "device", lambda before: before or {"seed": uuid.uuid4().hex}
+        )
+        return str(device["seed"])
+
+    def _audit(self, task: LocalTask, trace_id: str) -> Audit | None:
         rate = task.spec.routing.audits
         if rate <= 0.0:
             return None
-        return Auditor(self._seed, rate=rate, near_rate=rate).pick(trace_id, confidence)
+        return Auditor(self._seed, rate=rate, near_rate=rate).pick(trace_id)
 
     def _promise(self, task: LocalTask) -> tuple[Certificate, Calibration] | None:
         """Return the certificate for what the task asks, and its calibration."""
@@ -248,5 +254,10 @@ def _ladder(certificate: Certificate, calibration: Calibration) -> tuple[float, 
 
 def _name(task: LocalTask, certificate: Certificate, calibration: Calibration) -> str:
     """Name a watch; another certificate, or another ladder above it, has another one."""
-    whole = json.dumps([asdict(certificate), _ladder(certificate, calibration)], sort_keys=True)
-    return f"watch/{task.name}/{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
+    return f"watch/{task.name}/{_digest(certificate, _ladder(certificate, calibration))}"
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(certificate: Certificate, ladder: tuple[float, ...]) -> str:
+    whole = json.dumps([asdict(certificate), ladder], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]

@@ -197,9 +197,10 @@ def _detail(found: Considered) -> dict[str, Any]:
         "confidence": draft.confidence,
         "tier": found.tier,
         "valid": found.verdict.valid,
-        "answer_sha256": answer_digest(draft.value),
         "certified": found.decision.certified,
     }
+    if not isinstance(draft.value, list):  # nobody corrects a vector
+        detail["answer_sha256"] = answer_digest(draft.value)
     if checked.audit is not None:
         detail["audit"] = {
             "chosen": checked.audit.chosen,

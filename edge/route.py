@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from edge.cloud.pacing import worth
 from edge.policy.conditions import evaluate
 from edge.policy.rules import Rule
 from edge.task import TaskSpec
@@ -61,8 +62,9 @@ class Terms:
         rung: how often a watch has raised the threshold since it was certified.
         rules: of the policy, in order.
         context: what the app told of the call, for the rules.
-        charge_usd: what asking costs at the budget's current price; ``None`` where asking because
-            it is worth it is out of the question.
+        cost_microusd: what asking usually costs; ``None`` where asking because it is worth it is
+            out of the question.
+        price: of the budget, upon each micro-dollar; see ``edge.cloud.pacing``.
 
     """
 
@@ -71,7 +73,8 @@ class Terms:
     rung: int = 0
     rules: tuple[Rule, ...] = ()
     context: Mapping[str, object] = field(default_factory=dict)
-    charge_usd: float | None = None
+    cost_microusd: int | None = None
+    price: float = 0.0
 
 
 class Action(StrEnum):
@@ -180,7 +183,7 @@ def _not_kept(
     return Decision(Action.ESCALATE, reasons, pool=pool)
 
 
-def values_of(draft: Draft | None, verdict: Verdict, terms: Terms) -> dict[str, object]:
+def _values(draft: Draft | None, verdict: Verdict, terms: Terms) -> dict[str, object]:
     """Return what the conditions of a policy may look at."""
     signals = draft.signals if draft else {}
     return {**terms.context, **signals, "confidence": verdict.confidence}
@@ -199,16 +202,17 @@ def _matched(draft: Draft | None, verdict: Verdict, terms: Terms) -> Rule | None
     """Return the first rule that is known to hold."""
     if not terms.rules:
         return None
-    values = values_of(draft, verdict, terms)
+    values = _values(draft, verdict, terms)
     return next((rule for rule in terms.rules if evaluate(rule.condition, values).holds), None)
 
 
 def _is_worth_it(task: TaskSpec, verdict: Verdict, terms: Terms) -> bool:
     """Whether the pool's better chance is worth more than what asking costs now."""
-    value = task.routing.value_usd
-    if value is None or terms.charge_usd is None or verdict.confidence is None:
+    routing = task.routing
+    if routing.value_usd is None or terms.cost_microusd is None or verdict.confidence is None:
         return False
-    return float(value) * (task.routing.cloud_accuracy - verdict.confidence) > terms.charge_usd
+    value, cost = float(routing.value_usd), terms.cost_microusd
+    return worth(value, routing.cloud_accuracy, verdict.confidence, cost, terms.price)
 
 
 def _doubts(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
-from edge.admit import Call, admit, check_context, check_label, check_text
+from edge.admit import Call, admit, check_context, check_label, check_text, task_named
 from edge.backends.onnx.choice import FILE as DEVICE_CHOICES
 from edge.calibrations import Calibrations
 from edge.config import is_offline, state_folder
@@ -24,7 +24,7 @@ from edge.considering import Considered, Considering
 from edge.drain import Drained, Draining
 from edge.errors import GenerationError, InputError, StoreError
 from edge.escalate import Escalation, Outcome
-from edge.judge import plain
+from edge.judge import is_right
 from edge.local import LocalModels, LocalTask
 from edge.oversight import Oversight
 from edge.pack import find_pack, limit_memory, load_pack
@@ -139,8 +139,7 @@ class Runtime:
             InputError: ``texts`` is one text instead of several; else as ``run``.
 
         """
-        if task not in self._tasks:
-            admit(self._tasks, task, "")  # says so, even where there is no text to answer
+        task_named(self._tasks, task)  # says so, even where there is no text to answer
         if isinstance(texts, str | bytes):
             raise InputError(
                 "The texts to map are one text, not a list of them.",
@@ -244,7 +243,7 @@ class Runtime:
     def correct(self, trace_id: str, right: Json) -> bool:
         """Say what the right answer to a task would have been.
 
-        It becomes a label for the next calibration. Users correct what is wrong and pass over what
+        It is kept as a label, for ``edge simulate``. Users correct what is wrong and pass over what
         is right, so a correction alone raises no alarm; many of them are a warning.
 
         Args:
@@ -259,7 +258,7 @@ class Runtime:
 
         """
         tier, kept, digest = self._recorder.answer_of(trace_id)
-        task = admit(self._tasks, tier, trace_id).local  # the pack may have lost it
+        task = task_named(self._tasks, tier)
         check_label(task.name, right, self.models.labels(task))
         good = answer_digest(right) == digest
         return self.oversight.corrected(task, trace_id, right=good, kept=kept, at=time.time())
@@ -354,7 +353,7 @@ class Runtime:
         self.oversight.audited(
             self._tasks.get(str(about.get("tier")), call.local),
             call.trace_id,
-            right=answer is not None and plain(own) == plain(answer),
+            right=is_right(own, answer),
             propensity=float(about["propensity"]),
             rung=int(about["rung"]),
             answers=int(about["answers"]),

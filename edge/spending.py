@@ -22,7 +22,6 @@ from edge.store.ledger import period_bounds
 from edge.store.states import State, States
 from edge.task import Budget, PoolSpec
 
-_MICRO = 1_000_000
 _NAME = "spending"
 _LONGEST_S = 30 * 86_400.0  # over which a budget without an end is spread
 _WEIGHT = 0.1  # of the latest cost in a task's usual one
@@ -58,8 +57,8 @@ class Spending:
         self._outlay = outlay
         self._clock = clock
 
-    def charge_usd(self, call: Call) -> float | None:
-        """Return what asking for a call costs, the price of the budget upon it.
+    def charge(self, call: Call) -> tuple[int, float] | None:
+        """Return what asking for a call costs in micro-dollars, and the price of the budget on it.
 
         ``None`` where no budget or pool is there, or a limit of the pacing stands against it.
 
@@ -77,7 +76,7 @@ class Spending:
             return None
         if limit(pacer, usual) is not None:
             return None
-        return usual * (1.0 + pacer.price) / _MICRO
+        return usual, pacer.price
 
     def passed(self, call: Call, cost_microusd: int, *, premium: bool, reachable: bool) -> None:
         """Take a call that has been decided, with what it cost; 0 where it stayed here.

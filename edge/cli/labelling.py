@@ -17,9 +17,9 @@ from edge.confidence.calibration import Calibration
 from edge.confidence.fusion import Prior
 from edge.confidence.key import CalibrationKey
 from edge.errors import ConfigError, GenerationError, InputError
-from edge.judge import judge
+from edge.judge import is_right, judge
 from edge.lab.calibrating import Answer, features_of
-from edge.lab.labelled import Example, check_labels, check_unseen, is_right, read_examples
+from edge.lab.labelled import Example, check_labels, check_unseen, read_examples
 from edge.local import LocalModels, LocalTask, calibration_key
 from edge.pack import find_pack, load_pack
 from edge.roster import all_tasks, check_models, model_store

@@ -7,14 +7,12 @@ Every error names the line. Works on values; opens no file.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edge.confidence.fusion import row_digest, row_name
 from edge.errors import InputError
 from edge.strict import strict_json
-from edge.task import spaced
 from edge.types import Json, Kind
 
 FEWEST = 40
@@ -113,18 +111,6 @@ def check_unseen(examples: Sequence[Example], known: Collection[str], *, model: 
             "does on them says nothing of how it does on others.",
             hint="Pass labelled answers of your own traffic.",
         )
-
-
-def is_right(found: Json, gold: Json) -> bool:
-    """Whether an answer is the right one: the same label, or the same object but for case."""
-    if isinstance(gold, dict):
-        return isinstance(found, dict) and plain(found) == plain(gold)
-    return gold is not None and found == gold
-
-
-def plain(value: Mapping[str, Any]) -> dict[str, str]:
-    """Return an object with case and white space out of the way."""
-    return {name: spaced(str(entry)) for name, entry in value.items()}
 
 
 def _example(line: str, where: str, kind: Kind) -> Example:

@@ -24,7 +24,6 @@ from edge.task import TaskSpec
 from edge.types import Draft, Reason, Route, Verdict
 
 _Z = 1.959964  # of a two-sided interval of 95 %
-_MICRO = 1_000_000
 _ACTIONS = {
     Route.LOCAL.value: Action.KEEP,
     Route.CLOUD.value: Action.ESCALATE,
@@ -235,13 +234,13 @@ def _decided(each: Seen, policy: Policy, usual: int | None) -> Action:
         return decide(policy.task, policy.plan, None, nothing, terms=policy.terms).action
     confidence = policy.confidence(each.draft) if each.valid else None
     cost, how = _cost(each, policy, usual)
-    charge = None if how == "unknown" else cost / _MICRO
+    known = None if how == "unknown" else cost
     return decide(
         policy.task,
         policy.plan,
         each.draft,
         Verdict(valid=each.valid, confidence=confidence),
-        terms=replace(policy.terms, charge_usd=charge),
+        terms=replace(policy.terms, cost_microusd=known),
     ).action
 
 

@@ -258,6 +258,22 @@ def _set_journal(connection: sqlite3.Connection, wanted: str) -> str:
     raise AssertionError  # pragma: no cover
 
 
+def open_migrated(path: Path, migrations: Sequence[Migration]) -> Database:
+    """Open or create a file that is not durable, its schema up to date.
+
+    Raises:
+        StoreError: as ``open_database`` and ``migrate``.
+
+    """
+    db = open_database(path, durable=False)
+    try:
+        migrate(db, migrations)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
 def migrate(db: Database, migrations: Sequence[Migration]) -> None:
     """Bring the schema up to date: each missing migration and its record in one transaction.
 

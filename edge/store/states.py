@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import sqlite_utils
 
 from edge.errors import StoreError
-from edge.store.db import Database, Migration, migrate, open_database
+from edge.store.db import Database, Migration, open_migrated
 
 Source = Literal["user", "audit"]
 State = dict[str, Any]
@@ -52,13 +52,7 @@ class States:
             StoreError: the folder cannot be used.
 
         """
-        db = open_database(folder / "states.db", durable=False)
-        try:
-            migrate(db, MIGRATIONS)
-        except BaseException:
-            db.close()
-            raise
-        return cls(db)
+        return cls(open_migrated(folder / "states.db", MIGRATIONS))
 
     def read(self, name: str) -> State | None:
         """Return a state, or ``None`` where there is none.

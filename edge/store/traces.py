@@ -16,7 +16,7 @@ from typing import Any, Self
 import sqlite_utils
 
 from edge.errors import InputError
-from edge.store.db import Database, Migration, migrate, open_database
+from edge.store.db import Database, Migration, open_migrated
 
 COLUMNS: dict[str, type] = {
     "trace_id": str,
@@ -74,13 +74,7 @@ class Traces:
             StoreError: the folder cannot be used.
 
         """
-        db = open_database(folder / "traces.db", durable=False)
-        try:
-            migrate(db, MIGRATIONS)
-        except BaseException:
-            db.close()
-            raise
-        return cls(db)
+        return cls(open_migrated(folder / "traces.db", MIGRATIONS))
 
     def append(self, trace: Mapping[str, Any]) -> None:
         """Add one row; ``trace_id``, ``at``, ``task`` and ``route`` are required.

@@ -174,12 +174,12 @@ MARGIN = Draft(value="x", model="m", digest="d", device="cpu", signals={"margin"
         ({}, MARGIN, 0.99, Terms(rules=RULE), "escalate", "condition"),
         ({}, DRAFT, 0.5, Terms(rules=RULE), "escalate", "low_confidence"),
         # worth: 10 * (0.97 - 0.9) = 0.7 dollars
-        ({"value_usd": 10}, DRAFT, 0.9, Terms(charge_usd=0.69), "escalate", "worth_asking"),
-        ({"value_usd": 10}, DRAFT, 0.9, Terms(charge_usd=0.71), "keep", "confident"),
-        ({"value_usd": 10}, DRAFT, 0.98, Terms(charge_usd=0.0), "keep", "confident"),
+        ({"value_usd": 10}, DRAFT, 0.9, Terms(cost_microusd=690_000), "escalate", "worth_asking"),
+        ({"value_usd": 10}, DRAFT, 0.9, Terms(cost_microusd=710_000), "keep", "confident"),
+        ({"value_usd": 10}, DRAFT, 0.98, Terms(cost_microusd=0), "keep", "confident"),
         ({"value_usd": 10}, DRAFT, 0.9, Terms(), "keep", "confident"),
-        ({"value_usd": 10}, DRAFT, None, Terms(charge_usd=0.0), "keep", "uncalibrated"),
-        ({}, DRAFT, 0.9, Terms(charge_usd=0.0), "keep", "confident"),
+        ({"value_usd": 10}, DRAFT, None, Terms(cost_microusd=0), "keep", "uncalibrated"),
+        ({}, DRAFT, 0.9, Terms(cost_microusd=0), "keep", "confident"),
     ],
 )
 def test_decide_on_terms(routing, draft, confidence, terms, action, reasons):
@@ -197,7 +197,7 @@ def test_what_could_stand_is_kept_where_asking_is_not_possible(blocked):
     if blocked == "calls":
         task = task.model_copy(update={"budget": TaskBudget(max_model_calls=1)})
     now = Circumstances(offline=blocked == "offline", has_pool=True)
-    found = decide(task, plan(task, now), DRAFT, verdict(0.8), terms=Terms(charge_usd=0.0))
+    found = decide(task, plan(task, now), DRAFT, verdict(0.8), terms=Terms(cost_microusd=0))
     assert (found.action, found.reasons) == (Action.KEEP, (Reason.CONFIDENT,))
 
 

@@ -6,12 +6,11 @@ import pytest
 
 from edge.confidence.fusion import row_digest
 from edge.errors import InputError
+from edge.judge import is_right, plain
 from edge.lab.labelled import (
     Example,
     check_labels,
     check_unseen,
-    is_right,
-    plain,
     read_examples,
 )
 from edge.types import Kind
