@@ -8,10 +8,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py \
   $(wildcard native/*.pyx native/row/* native/decode/* edge/_native/*.pxd)
 
-.PHONY: demo test gates bench clean
+.PHONY: demo fleet-demo test gates bench clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/edge demo
+
+# A hub, three devices and a rollout that stops itself, in under a minute.
+fleet-demo: $(VENV)/.dev
+	$(BIN)/edge-hub demo
 
 test: gates
 	$(BIN)/python -m pytest

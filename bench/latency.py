@@ -47,7 +47,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
             else:
                 yield Row(f"{task} p50", round(p50, 3), "ms")
             yield Row(f"{task} p95", round(p95, 3), "ms")
-        for name in ("minilm-l6-int8",):
+        for name in ("minilm-l6-int8", "intents-l6-int8"):
             with runtime.models.encoder(name) as encoder:
                 yield Row(f"{name} threads", encoder.info.threads, "")
 

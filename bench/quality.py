@@ -101,8 +101,9 @@ def measure(_: argparse.Namespace) -> Iterator[Row]:
         yield from classified(runtime, "spam", spam(), name="sms_spam", bar=0.98)
         yield from out_of_scope(runtime)
         yield from actions(runtime)
-        store = edge.config.models_folder() / "minilm-l6-int8" / "minilm-l6-int8.onnx"
-        yield at_most("encoder size", store.stat().st_size / 1e6, 24.0, "MB")
+        for name in ("minilm-l6-int8", "intents-l6-int8"):
+            store = edge.config.models_folder() / name / f"{name}.onnx"
+            yield at_most(f"{name} size", store.stat().st_size / 1e6, 24.0, "MB")
 
 
 if __name__ == "__main__":

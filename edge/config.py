@@ -64,6 +64,18 @@ def state_folder(state: str | os.PathLike[str] | None, env: Mapping[str, str] = 
     return folder
 
 
+def assigned_folder(state: Path, name: str, digest: str) -> Path:
+    """Return where a model that the fleet assigned lies, once it is fetched.
+
+    Args:
+        state: the state folder.
+        name: of the model.
+        digest: sha256 of its ``manifest.json``, 64 hex digits.
+
+    """
+    return state / "models" / f"{name}@{digest[:12]}"
+
+
 def is_file(path: Path) -> bool:
     """Return whether a file is there; ``False`` where no file can have such a path."""
     try:

@@ -6,7 +6,7 @@ names. Asks no pool, spends nothing, writes no trace; the watch over each tier s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edge.admit import Call
@@ -62,11 +62,13 @@ class Considering:
         *,
         oversight: Oversight,
         spending: Spending,
+        passed_over: Collection[str] = (),
     ) -> None:
         self._tasks = tasks
         self._models = models
         self._oversight = oversight
         self._spending = spending
+        self._passed_over = passed_over
 
     def draft(self, task: LocalTask, text: str) -> Draft | None:
         """Ask a local model; a failure on this input is no draft, a broken model is an error."""
@@ -74,6 +76,17 @@ class Considering:
             return self._models.draft(task, text)
         except GenerationError:
             return None
+
+    def pieces(self, task: LocalTask, text: str) -> Iterator[str | Draft]:
+        """Stream from a local model, as ``draft``; a failure after some text is an error."""
+        begun = False
+        try:
+            for piece in self._models.stream(task, text):
+                begun = True
+                yield piece
+        except GenerationError:
+            if begun:
+                raise
 
     def consider(self, call: Call, the_plan: Plan, draft: Draft | None) -> Considered:
         """Decide on the first tier's draft and, where it does not stand, on the next tier's.
@@ -85,7 +98,9 @@ class Considering:
         found = self._judged(call, call.local, the_plan, draft)
         then = call.spec.routing.then
         settled = found.decision.action is Action.KEEP or _FOR_THE_CLOUD & {*found.decision.reasons}
-        if then is None or settled or the_plan.calls_left < _BOTH:
+        if then is None or settled or the_plan.stopped or the_plan.calls_left < _BOTH:
+            return found
+        if then in self._passed_over:
             return found
         tier = self._tasks[then]
         again = self._judged(call, tier, the_plan, self.draft(tier, call.text), calls=_BOTH)
@@ -110,8 +125,7 @@ class Considering:
     def _judged(
         self, call: Call, tier: LocalTask, the_plan: Plan, draft: Draft | None, calls: int = 1
     ) -> Considered:
-        missing = Reason.LOCAL_MODEL_FAILED if the_plan.local else Reason.NO_LOCAL_MODEL
-        nothing = Verdict(valid=False, confidence=None, reasons=(missing,))
+        nothing = Verdict(valid=False, confidence=None, reasons=(_missing(the_plan),))
         verdict = judge(tier.spec, draft) if draft else nothing
         terms = self._terms(call, tier, the_plan)
         decision = decide(tier.spec, the_plan, draft, verdict, terms=terms, calls=calls)
@@ -127,6 +141,13 @@ class Considering:
             return terms
         charge = self._spending.charge(call)
         return replace(terms, cost_microusd=charge[0], price=charge[1]) if charge else terms
+
+
+def _missing(the_plan: Plan) -> Reason:
+    """Return why there is no draft."""
+    if the_plan.local:
+        return Reason.LOCAL_MODEL_FAILED
+    return Reason.STOPPED if the_plan.halted else Reason.NO_LOCAL_MODEL
 
 
 def _sure(found: Considered) -> float:

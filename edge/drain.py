@@ -16,7 +16,7 @@ from edge.errors import EdgeError
 from edge.escalate import FINAL, Escalation, Outcome
 from edge.local import LocalTask
 from edge.record import AUDIT
-from edge.route import Circumstances, plan
+from edge.route import Circumstances, denied, plan
 from edge.store.book import Book
 from edge.store.ledger import Hold
 from edge.store.queue import QueuedTask
@@ -48,6 +48,7 @@ class Draining:
         circumstances: what the runtime knows of the world for a call.
         audited: takes the cloud's word on an answer that was kept: the call, what was noted with
             it, the device's answer, and the cloud's.
+        tools: names of tools that may not be called, with the reason.
 
     """
 
@@ -60,6 +61,7 @@ class Draining:
         labels: Callable[[LocalTask], Sequence[str]],
         circumstances: Callable[[Call], Circumstances],
         audited: Callable[[Call, Mapping[str, Any], Json, Json], None],
+        tools: Mapping[str, Reason] | None = None,
     ) -> None:
         self._book = book
         self._tasks = tasks
@@ -67,9 +69,20 @@ class Draining:
         self._labels = labels
         self._circumstances = circumstances
         self._audited = audited
+        self._tools = tools or {}
 
-    def drain(self, task_ids: Sequence[str] | None, *, limit: int) -> Drained:
-        """Ask for what is due, or for the named tasks; see ``Runtime.drain``."""
+    def drain(
+        self, task_ids: Sequence[str] | None, *, limit: int, latest: Callable[[], Draining]
+    ) -> Drained:
+        """Ask for what is due, or for the named tasks; see ``Runtime.drain``.
+
+        Args:
+            task_ids: only these.
+            limit: how many at most.
+            latest: returns what is in force by now; asked for each task, so that what the fleet
+                stops meanwhile does not leave.
+
+        """
         queue, chosen = self._book.queue, None
         if task_ids is not None:
             chosen = [queue.resolve(each) for each in task_ids]
@@ -78,13 +91,13 @@ class Draining:
         while limit > sum(counts.values()) and (claimed := queue.claim(1, among=chosen)):
             queued = claimed[0]
             try:
-                counts[self._resume(queued, again=chosen is not None)] += 1
+                counts[latest().resume(queued, again=chosen is not None)] += 1
             except BaseException as error:
                 queue.give_back(queued.id, type(error).__name__, retry_after_s=_RETRY_AFTER_S)
                 raise
         return Drained(**counts)
 
-    def _resume(self, queued: QueuedTask, *, again: bool) -> str:
+    def resume(self, queued: QueuedTask, *, again: bool) -> str:
         """Ask the cloud for one claimed task; return which count it belongs to."""
         queue = self._book.queue
         try:
@@ -94,7 +107,9 @@ class Draining:
             return "failed"
         pool = queued.payload.get("pool")
         if isinstance(pool, str):  # a rule of the policy chose it
-            call = replace(call, local=replace(call.local, spec=call.spec.asking(pool)))
+            chosen = replace(call, local=replace(call.local, spec=call.spec.asking(pool)))
+            # A later policy may have taken the pool away.
+            call = chosen if self._circumstances(chosen).has_pool else call
         if queued.unclear_hold_id is not None and not again:
             queue.fail(queued.id, "An earlier attempt may have been billed; retry it by its id.")
             return "failed"
@@ -106,7 +121,7 @@ class Draining:
         if queued.reason == AUDIT:
             self._take_audit(call, queued, outcome)
         if outcome.draft is not None:
-            return "done"
+            return "failed" if denied(call.spec, outcome.draft.value, self._tools) else "done"
         if outcome.unclear or outcome.reason in FINAL:
             queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
             return "failed"
@@ -137,6 +152,9 @@ class Draining:
                 )
                 if outcome.draft is None:
                     self._book.queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
+                    return
+                if why := denied(call.spec, outcome.draft.value, self._tools):
+                    self._book.queue.fail(queued.id, f"{why.value}: the answer calls that tool")
                     return
                 result: dict[str, object] = {
                     "text": answer.text,

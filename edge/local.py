@@ -87,6 +87,8 @@ class LocalModels:
         memory: how much memory they may take together, and how long they stay.
         choices, snapshots: see ``edge.loading.Loader``.
         calibrations: those that the models bring where ``None``.
+        residency: shares what is in memory with other views of the models; ``memory`` then counts
+            for nothing.
 
     Attributes:
         calibrations: what turns signals into confidence.
@@ -104,13 +106,14 @@ class LocalModels:
         choices: Path | None = None,
         snapshots: Path | None = None,
         calibrations: Calibrations | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self._store = store
         self.calibrations = calibrations or Calibrations(store, None)
         self._closed = False
         memory = memory or Memory()
         self.loader = Loader(store, threads, choices, snapshots)
-        self.residency = Residency(
+        self.residency = residency or Residency(
             memory.budget_bytes, keep_alive_s=memory.keep_alive_s, pinned=memory.pin
         )
 
@@ -234,7 +237,10 @@ class LocalModels:
     def _lend(self, name: str, kind: str, load: Callable[[str], _T]) -> AbstractContextManager[_T]:
         self.loader.of_kind(name, kind)
         return self.residency.lease(
-            name, lambda: load(name), estimate=lambda: self.loader.estimate(name)
+            name,
+            lambda: load(name),
+            estimate=lambda: self.loader.estimate(name),
+            version=self._store.version(name),
         )
 
     @staticmethod

@@ -7,26 +7,30 @@ in the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from edge.config import is_file, models_folder, shortened
-from edge.errors import ConfigError, InputError
-from edge.task import Memory, Pack, Privacy, Routing, TaskBudget, TaskSpec
+from edge.errors import ConfigError
+from edge.policy.merging import Sections, at_tasks, budgets_by_task, completed, defaults, lowered
+from edge.policy.sections import Caching, TaskBudget, checked
+from edge.task import Memory, Pack, PackRouting, Privacy, TaskSpec
 
-# Section of a pack -> (field of a task that it completes, what it must be).
-_DEFAULTS: dict[str, tuple[str, type[BaseModel]]] = {
-    "task_budgets": ("budget", TaskBudget),
-    "routing": ("routing", Routing),
-    "privacy": ("privacy", Privacy),
+ALL: dict[str, type[BaseModel]] = {
+    "task_budgets": TaskBudget,
+    "routing": PackRouting,
+    "privacy": Privacy,
+    "caching": Caching,
 }
-_MAX_BYTES = 1_000_000
+"""Sections that stand for all tasks, and what each must be."""
+
+MAX_BYTES = 1_000_000
 _MERGE = "tag:yaml.org,2002:merge"
 _EQUALS, _TEXT = "tag:yaml.org,2002:value", "tag:yaml.org,2002:str"
-_M = TypeVar("_M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,30 +119,81 @@ def load_pack(path: Path) -> Pack:
         ConfigError: the file cannot be read or something in it is wrong.
 
     """
-    document = read_yaml(path)
-    sections = {str(key).lower(): value for key, value in document.items()}
-    if len(sections) < len(document):
-        raise ConfigError(f"Pack {path.name} has a section in upper and in lower case.")
-    what = f"Pack {path.name}"
-    defaults = {
-        field: _default(sections.pop(name, None), name, model, what)
-        for name, (field, model) in _DEFAULTS.items()
+    what, folder = f"Pack {path.name}", path.parent
+    sections = lowered(read_yaml(path), what)
+    places: dict[str, Callable[[Any], Any]] = {
+        "tasks": lambda task: _with_schema(task, folder),
+        "models": lambda entry: _absolute(entry, folder),
+        "calibration": lambda file: _beside(folder, file),
     }
-    tasks = sections.get("tasks")
-    if isinstance(tasks, dict):
-        sections["tasks"] = {
-            name: _complete(task, defaults, path.parent) for name, task in tasks.items()
-        }
-    models = sections.get("models")
-    if isinstance(models, dict):
-        sections["models"] = {n: _absolute(entry, path.parent) for n, entry in models.items()}
-    files = sections.get("calibration")
-    if isinstance(files, dict):
-        sections["calibration"] = {
-            task: str((path.parent / file).absolute()) if isinstance(file, str) else file
-            for task, file in files.items()
-        }
-    return _checked(Pack, sections, what)
+    return assembled({name: _each(sections[name], places.get(name)) for name in sections}, what)
+
+
+def assembled(sections: Sections, what: str) -> Pack:
+    """Return the pack of sections: what stands for all tasks is laid under each of them.
+
+    Args:
+        sections: names in lower case; no file names but absolute ones.
+        what: names their origin in an error.
+
+    Raises:
+        ConfigError: something in them is wrong.
+
+    """
+    given = {key: value for key, value in sections.items() if value is not None or key not in ALL}
+    check_for_all(given, what)
+    whole = at_tasks(given)
+    check_tasks_known(whole, given.get("tasks"), what)
+    tasks = completed(whole.get("tasks"), defaults(whole))
+    default = given["routing"].get("default_model") if "routing" in given else None
+    silent = default and [name for name, task in _tasks(tasks) if "model" not in task]
+    for name in silent or ():
+        tasks[name] = {**tasks[name], "model": default}
+    pack = checked(Pack, {**whole, "tasks": tasks} if "tasks" in whole else whole, what)
+    for name in silent or ():
+        # Not the task's own word, so another default may take its place.
+        pack.tasks[name].model_fields_set.discard("model")
+    return pack
+
+
+def check_for_all(sections: Sections, what: str) -> None:
+    """Make sure that the sections that stand for all tasks fit one.
+
+    Raises:
+        ConfigError: one does not.
+
+    """
+    for name, model in ALL.items():
+        values = sections.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{what} is wrong at {name}: it must hold keys and values, "
+                f"not {type(values).__name__}.",
+                hint=f"Keys of {name}: {', '.join(model.model_fields)}.",
+            )
+        flat, named = budgets_by_task(values) if name == "task_budgets" else (values, {})
+        checked(model, flat, what, under=(name,))
+        for task, budget in named.items():
+            checked(model, budget, what, under=(name, str(task)))
+
+
+def check_tasks_known(sections: Sections, known: Any, what: str) -> None:
+    """Make sure that only known tasks have a budget or other keys without a ``kind``.
+
+    Raises:
+        ConfigError: another one has; the known ones are listed.
+
+    """
+    known = known if isinstance(known, dict) else {}
+    for name, task in _tasks(sections.get("tasks")):
+        if name not in known and "kind" not in task:
+            listed = ", ".join(sorted(map(str, known))) or "none"
+            raise ConfigError(
+                f"{what} says something of the task {name!r}, which is unknown.",
+                hint=f"Tasks here: {listed}; a new task needs a `kind`.",
+            )
 
 
 def limit_memory(pack: Pack, memory_mb: float | None) -> Pack:
@@ -151,12 +206,12 @@ def limit_memory(pack: Pack, memory_mb: float | None) -> Pack:
     if memory_mb is None:
         return pack
     memory = {**pack.memory.model_dump(), "budget_mb": memory_mb}
-    return pack.model_copy(update={"memory": _checked(Memory, memory, "memory_mb")})
+    return pack.model_copy(update={"memory": checked(Memory, memory, "memory_mb")})
 
 
 def load_task(path: Path) -> TaskSpec:
     """Read one task file, as ``edge head train`` writes them into the state folder."""
-    return _checked(TaskSpec, read_yaml(path), f"Task file {path.name}")
+    return checked(TaskSpec, read_yaml(path), f"Task file {path.name}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -166,48 +221,76 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is not YAML, or is not a mapping.
 
     """
+    return parse_yaml(read_bytes(path), path.name)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file that is not too large to be read as YAML.
+
+    Raises:
+        ConfigError: it cannot be read, or is too large.
+
+    """
     try:
-        raw = path.read_bytes()
-        if len(raw) > _MAX_BYTES:
-            raise ConfigError(f"{path.name} is larger than {_MAX_BYTES} bytes.")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{shortened(str(path))} cannot be read: {reason}.", hint="Check the path."
+        ) from error
+    _check_size(raw, path.name)
+    return raw
+
+
+def _check_size(raw: bytes, what: str) -> None:
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{what} is larger than {MAX_BYTES:,} bytes.", hint="Shorten it.")
+
+
+def parse_yaml(raw: bytes, what: str) -> dict[str, Any]:
+    """Return the mapping that a YAML text holds.
+
+    Args:
+        raw: the text in UTF-8.
+        what: names it in an error.
+
+    Raises:
+        ConfigError: it is too large, is not YAML, or is not a mapping.
+
+    """
+    _check_size(raw, what)
+    try:
         document = yaml.load(raw.decode("utf-8"), Loader=_Loader)  # noqa: S506
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{path} cannot be read: {reason}.", hint="Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except RecursionError as error:
+        raise ConfigError(
+            f"{what} is not a YAML file: it is nested too deep, or an alias holds itself.",
+            hint="Write it out with fewer levels.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path.name} is not a YAML file: {reason}.") from error
+        raise ConfigError(f"{what} is not a YAML file: {reason}.") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{path.name} must hold sections such as `tasks:` at its top level.")
+        raise ConfigError(f"{what} must hold sections such as `tasks:` at its top level.")
     return document
 
 
-def _default(values: Any, section: str, model: type[BaseModel], what: str) -> dict[str, Any]:
-    """Return a section that stands for all tasks, made sure to fit one."""
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{what} is wrong at {section}: it must hold keys and values, "
-            f"not {type(values).__name__}.",
-            hint=f"Keys of {section}: {', '.join(model.model_fields)}.",
-        )
-    _checked(model, values, what, under=(section,))
-    return values
+def _each(section: Any, step: Callable[[Any], Any] | None) -> Any:
+    if step is None or not isinstance(section, dict):
+        return section
+    return {name: step(entry) for name, entry in section.items()}
 
 
-def _complete(task: Any, defaults: dict[str, Any], folder: Path) -> Any:
-    """Lay the pack's defaults under a task and read a schema named by its file."""
-    if not isinstance(task, dict):
-        return task
-    whole = dict(task)
-    for name, default in defaults.items():
-        own = whole.get(name, {})
-        if isinstance(own, dict):
-            whole[name] = {**default, **own}
-    if isinstance(whole.get("output_schema"), str):
-        whole["output_schema"] = _read_schema(folder / whole["output_schema"])
-    return whole
+def _tasks(tasks: Any) -> list[tuple[Any, dict[str, Any]]]:
+    given = tasks if isinstance(tasks, dict) else {}
+    return [(name, task) for name, task in given.items() if isinstance(task, dict)]
+
+
+def _with_schema(task: Any, folder: Path) -> Any:
+    """Read a task's schema that is named by its file."""
+    if isinstance(task, dict) and isinstance(task.get("output_schema"), str):
+        return {**task, "output_schema": _read_schema(folder / task["output_schema"])}
+    return task
 
 
 def _read_schema(path: Path) -> Any:
@@ -227,19 +310,5 @@ def _absolute(entry: Any, folder: Path) -> Any:
     return entry
 
 
-def _checked(
-    model: type[_M], values: dict[str, Any], what: str, *, under: tuple[str, ...] = ()
-) -> _M:
-    try:
-        return model.model_validate(values)
-    except InputError as error:
-        raise ConfigError(f"{what} is wrong: {error.message}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in (*under, *first["loc"])) or "the top level"
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown key"
-        more = error.error_count() - 1
-        tail = f" ({more} more)" if more else ""
-        raise ConfigError(f"{what} is wrong at {place}: {message}{tail}.") from error
+def _beside(folder: Path, file: Any) -> Any:
+    return str((folder / file).absolute()) if isinstance(file, str) else file

@@ -1,7 +1,8 @@
 """The last step of a task: what must wait is queued, the trace written, the result made.
 
-A kept answer that is picked for an audit is queued as well: the cloud's word on it comes with a
-later drain. Neither the input's text nor the answer is in a trace.
+A call to a tool that is denied or stopped is not given out, whoever made it. A kept answer that is
+picked for an audit is queued as well: the cloud's word on it comes with a later drain. Neither the
+input's text nor the answer is in a trace.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from edge.admit import Call
 from edge.considering import Considered
-from edge.errors import Busy, InputError
+from edge.errors import Busy, EdgeError, InputError
 from edge.escalate import FINAL, Outcome
 from edge.judge import plain
-from edge.route import Action, Plan
+from edge.route import Action, Plan, denied
 from edge.store.book import Book
-from edge.store.traces import Traces
+from edge.store.traces import ERROR, Traces
 from edge.task import Pack
 from edge.types import Json, Kind, Reason, Result, Route
 
@@ -26,7 +28,7 @@ AUDIT = "audit"
 """Why a task is in the queue whose answer was kept."""
 
 _ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
-_SENT_LATER = (None, Reason.OFFLINE)
+_SENT_LATER = (None, Reason.OFFLINE, Reason.POLICY_EXPIRED)
 _MOST_WAITING = 1_000  # audits never crowd out tasks that wait for an answer
 _COMPARABLE = frozenset({Kind.CLASSIFY, Kind.EXTRACT})
 
@@ -38,13 +40,25 @@ class Recorder:
         pack: whose tasks they are.
         book: the queue.
         traces: one row for every call.
+        revision: of the policy in force, 0 for none.
+        tools: names of tools that may not be called, with the reason.
 
     """
 
-    def __init__(self, pack: Pack, book: Book, traces: Traces) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        book: Book,
+        traces: Traces,
+        *,
+        revision: int = 0,
+        tools: Mapping[str, Reason] | None = None,
+    ) -> None:
         self._pack = pack
         self._book = book
         self._traces = traces
+        self._revision = revision
+        self._tools = tools or {}
 
     def record(
         self, call: Call, the_plan: Plan, found: Considered, outcome: Outcome | None
@@ -63,35 +77,41 @@ class Recorder:
             action, queue = Action.DEFER, outcome.reason not in FINAL
         own = draft.value if draft and verdict.valid and action is not Action.ABSTAIN else None
         waits = action is Action.DEFER and queue
-        task_id = self._queue(call, reasons[-1], own, decision.pool) if waits else None
+        shown = None if denied(call.spec, own, self._tools) else own
+        task_id = self._queue(call, reasons[-1], shown, decision.pool) if waits else None
         if action is Action.DEFER and queue:
             reasons += (Reason.QUEUED if task_id else Reason.QUEUE_FULL,)
-        if action is Action.DEFER and own is not None and _is_withheld(call):
-            own = None
-            reasons += (Reason.WITHHELD,)
-        if action is Action.KEEP and self._audit(call, the_plan, found):
+        value = answered.value if answered else own
+        route = Route.CLOUD if answered else _ROUTES.get(action, Route.DEFERRED)
+        if route is Route.DEFERRED and own is not None and _is_withheld(call):
+            value, reasons = None, (*reasons, Reason.WITHHELD)
+        if why := denied(call.spec, value, self._tools):
+            value, reasons = None, (why, *reasons)
+            route = Route.DEFERRED if waits else Route.ABSTAINED
+        if route is Route.LOCAL and self._audit(call, the_plan, found):
             reasons += (Reason.AUDITED,)
-        shown = answered or draft
-        result = Result(
-            value=answered.value if answered else own,
-            confidence=None if answered else verdict.confidence,
-            certified=action is Action.KEEP and decision.certified,
-            route=Route.CLOUD if answered else _ROUTES.get(action, Route.DEFERRED),
-            provisional=task_id is not None,
-            model=shown.model if shown else None,
-            device=shown.device if shown else None,
-            cost_microusd=outcome.cost_microusd if outcome else 0,
-            latency_ms=(time.perf_counter() - call.started) * 1e3,
-            tokens_in=shown.usage.tokens_in if shown else 0,
-            tokens_out=shown.usage.tokens_out if shown else 0,
-            trace_id=call.trace_id,
-            reasons=reasons,
-            task=call.name,
-            task_id=task_id,
-            interval=None if answered or draft is None else draft.interval,
+        result = _result(
+            call, found, outcome, value=value, route=route, reasons=reasons, task_id=task_id
         )
-        self._traces.append(_trace(result, call.text, found))
+        self._traces.append(_trace(result, call, found, self._revision))
         return result
+
+    def failed(self, call: Call, error: EdgeError) -> None:
+        """Write the trace of a call that raised.
+
+        Raises:
+            StoreError: the state folder cannot be written.
+
+        """
+        row = about_input(call) | {
+            "at": time.time(),
+            "route": ERROR,
+            "model": call.spec.model,
+            "latency_ms": (time.perf_counter() - call.started) * 1e3,
+            "reasons": [type(error).__name__],
+            "policy": self._revision,
+        }
+        self._traces.append(row)
 
     def answer_of(self, trace_id: str) -> tuple[str, bool, str]:
         """Return (task whose model answered, whether that was kept, digest) of an answer.
@@ -144,6 +164,38 @@ class Recorder:
             return None
 
 
+def _result(
+    call: Call,
+    found: Considered,
+    outcome: Outcome | None,
+    *,
+    value: Json,
+    route: Route,
+    reasons: tuple[Reason, ...],
+    task_id: str | None,
+) -> Result:
+    answered = outcome.draft if outcome else None
+    shown = answered or found.draft
+    return Result(
+        value=value,
+        confidence=None if answered else found.verdict.confidence,
+        certified=route is Route.LOCAL and found.decision.certified,
+        route=route,
+        provisional=task_id is not None,
+        model=shown.model if shown else None,
+        device=shown.device if shown else None,
+        cost_microusd=outcome.cost_microusd if outcome else 0,
+        latency_ms=(time.perf_counter() - call.started) * 1e3,
+        tokens_in=shown.usage.tokens_in if shown else 0,
+        tokens_out=shown.usage.tokens_out if shown else 0,
+        trace_id=call.trace_id,
+        reasons=reasons,
+        task=call.name,
+        task_id=task_id,
+        interval=None if answered or found.draft is None else found.draft.interval,
+    )
+
+
 def answer_digest(value: Json) -> str:
     """Return what a trace keeps of an answer, to compare a later one with.
 
@@ -164,12 +216,22 @@ def _is_withheld(call: Call) -> bool:
     return routing.risk is not None and routing.uncertified == "withhold"
 
 
-def _trace(result: Result, text: str, found: Considered) -> dict[str, Any]:
+def about_input(call: Call) -> dict[str, Any]:
+    """Return what a trace tells of the input, without its text."""
+    return {
+        "trace_id": call.trace_id,
+        "task": call.name,
+        "input_sha256": hashlib.sha256(call.text.encode()).hexdigest(),
+        "input_chars": len(call.text),
+        "text": None,
+    }
+
+
+def _trace(result: Result, call: Call, found: Considered, revision: int) -> dict[str, Any]:
     """Return a trace's row; neither the input's text nor the answer is in it."""
     return {
-        "trace_id": result.trace_id,
+        **about_input(call),
         "at": time.time(),
-        "task": result.task,
         "route": result.route.value,
         "model": result.model,
         "device": result.device,
@@ -179,10 +241,8 @@ def _trace(result: Result, text: str, found: Considered) -> dict[str, Any]:
         "tokens_in": result.tokens_in,
         "tokens_out": result.tokens_out,
         "reasons": [reason.value for reason in result.reasons],
-        "input_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "input_chars": len(text),
-        "text": None,
         "detail": _detail(found),
+        "policy": revision,
     }
 
 

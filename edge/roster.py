@@ -6,17 +6,19 @@ not fit is named before anything runs. Reads task files, schemas and manifests, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from edge.config import is_file, models_folder, shortened
-from edge.errors import ConfigError, LoadError, StoreError
+from edge.config import assigned_folder, is_file, models_folder, shortened
+from edge.errors import ConfigError, IntegrityError, LoadError, StoreError
 from edge.judge import check_schema
 from edge.local import LocalTask
 from edge.pack import load_task
 from edge.policy.rules import read_rules
 from edge.store.weights import MANIFEST, Manifest, ModelStore
-from edge.task import Pack, TaskSpec
+from edge.task import Pack
 from edge.types import Kind
 
 _NEEDED = {
@@ -25,6 +27,30 @@ _NEEDED = {
     Kind.EXTRACT: "decoder",
     Kind.GENERATE: "decoder",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A pack with its tasks and where their models lie."""
+
+    pack: Pack
+    tasks: Mapping[str, LocalTask]
+    store: ModelStore
+
+
+def fit(pack: Pack, state: Path) -> Fitted:
+    """Fit the tasks of a pack and of a state folder to the models; writes nothing.
+
+    Raises:
+        ConfigError: something does not fit together, or a model is missing.
+        LoadError: the manifest of a model is not valid.
+        StoreError: the state folder cannot be read.
+
+    """
+    tasks = all_tasks(pack, state)
+    store = model_store(pack, state)
+    check_models(tasks, store)
+    return Fitted(pack, tasks, store)
 
 
 def all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
@@ -45,14 +71,10 @@ def all_tasks(pack: Pack, state: Path) -> dict[str, LocalTask]:
             name,
             spec,
             pack.prompts.get(spec.prompt or ""),
-            read_rules(name, _written(spec), context=pack.context),
+            read_rules(name, spec.routing.rules, context=pack.context),
         )
         for name, spec in specs.items()
     }
-
-
-def _written(spec: TaskSpec) -> list[tuple[str, str | None]]:
-    return [(rule.condition, rule.model) for rule in spec.routing.escalate_if]
 
 
 def model_store(pack: Pack, state: Path) -> ModelStore:
@@ -60,22 +82,27 @@ def model_store(pack: Pack, state: Path) -> ModelStore:
 
     Raises:
         ConfigError: a model of the pack is not where it says, its name is another's, or a name to
-            pin is that of no model.
+            pin or to take by default is that of no model.
+        IntegrityError: a model that the fleet assigned is not that model.
         LoadError: the manifest of one is not valid.
 
     """
-    own = {name: Path(model.folder) for name, model in pack.models.items()}
+    own = {name: Path(each.folder) for name, each in pack.models.items() if each.folder}
+    assigned = [
+        _assigned(name, each.digest, state) for name, each in pack.models.items() if each.digest
+    ]
     for name, folder in own.items():
         _check_there(f"Model {name} of pack {pack.name}", folder)
-    store = ModelStore(models_folder(), extra=[state / "models", *own.values()])
+    # What the fleet assigns goes before what was shipped: that is how a model is updated.
+    folders = [*assigned, models_folder(), state / "models", *own.values()]
+    store = ModelStore(folders[0], extra=folders[1:])
     for name, folder in own.items():
         _check_name(f"Model {name} of pack {pack.name}", name, folder, store)
     for name in pack.memory.pin:
-        if name not in store.names():
-            raise ConfigError(
-                f"Pack {pack.name} pins {name!r} in memory, but there is no such model.",
-                hint=f"Models here: {', '.join(store.names())}.",
-            )
+        _check_known(f"Pack {pack.name} pins {name!r} in memory", name, store)
+    default = pack.routing.default_model
+    if default is not None:
+        _check_known(f"The default model of pack {pack.name} is {default!r}", default, store)
     return store
 
 
@@ -128,6 +155,39 @@ def _kind(name: str, store: ModelStore) -> str | None:
         return store.manifest(name).kind
     except LoadError:
         return None
+
+
+def _check_known(what: str, name: str, store: ModelStore) -> None:
+    if name not in store.names():
+        raise ConfigError(
+            f"{what}, but there is no such model.", hint=f"Models here: {', '.join(store.names())}."
+        )
+
+
+def _assigned(name: str, digest: str, state: Path) -> Path:
+    """Return the folder of a model that the fleet assigned, once its manifest is the assigned one.
+
+    The manifest vouches for the other files.
+    """
+    folder = assigned_folder(state, name, digest)
+    if not is_file(folder / MANIFEST):
+        raise ConfigError(
+            f"Model {name} with the digest {digest[:12]}… is not on this device yet.",
+            hint="The fleet's agent fetches it; run `edge agent`, or name a `folder`.",
+        )
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise LoadError(f"{folder / MANIFEST} cannot be read: {error.strerror}.") from error
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise IntegrityError(f"The manifest of model {name} in {folder} is not the assigned one.")
+    listed = Manifest.load(folder / MANIFEST).name
+    if listed != name:
+        raise ConfigError(
+            f"Model {name} with the digest {digest[:12]}… calls itself {listed!r}.",
+            hint="Assign it under its own name.",
+        )
+    return folder
 
 
 def _check_there(what: str, folder: Path) -> None:

@@ -14,7 +14,10 @@ from edge.cloud.pacing import worth
 from edge.policy.conditions import evaluate
 from edge.policy.rules import Rule
 from edge.task import TaskSpec
-from edge.types import Draft, Kind, Reason, Verdict
+from edge.types import Draft, Json, Kind, Reason, Verdict
+
+TOOL_KEYS = ("name", "intent")
+"""Under which an extracted call names its tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +28,18 @@ class Circumstances:
         offline: no socket may be opened.
         has_pool: the pool that the task names is configured.
         has_redactor: private spans can be removed before sending.
+        tightened: the fleet's policy has expired, so nothing new may leave.
+        stopped: the fleet stopped the task.
+        halted: the fleet stopped the task's local model.
 
     """
 
     offline: bool
     has_pool: bool
     has_redactor: bool = False
+    tightened: bool = False
+    stopped: bool = False
+    halted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,8 @@ class Plan:
         cloud_blocked: why the cloud may not be asked now, or ``None`` where it may.
         may_queue: an answer could still come later, once that reason has passed.
         calls_left: model calls the budget allows.
+        stopped: nothing answers.
+        halted: there would be a local model, but it is stopped.
 
     """
 
@@ -49,6 +60,8 @@ class Plan:
     cloud_blocked: Reason | None
     may_queue: bool
     calls_left: int
+    stopped: bool = False
+    halted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +120,26 @@ def plan(task: TaskSpec, now: Circumstances) -> Plan:
     """Say what may be used, before anything runs."""
     blocked = _cloud_blocked(task, now)
     return Plan(
-        local=task.model is not None,
+        local=task.model is not None and not now.halted and not now.stopped,
         cloud_blocked=blocked,
         may_queue=blocked is not Reason.PRIVACY_NEVER
         and task.kind is not Kind.EMBED
         and task.routing.below != "abstain",
         calls_left=task.budget.max_model_calls,
+        stopped=now.stopped,
+        halted=now.halted,
     )
 
 
 def _cloud_blocked(task: TaskSpec, now: Circumstances) -> Reason | None:
+    if now.stopped:
+        return Reason.STOPPED
     if task.privacy.allow_cloud == "never":
         return Reason.PRIVACY_NEVER
     if task.privacy.allow_cloud == "redacted" and not now.has_redactor:
         return Reason.REDACTION_UNAVAILABLE
+    if now.tightened:
+        return Reason.POLICY_EXPIRED
     if now.offline:
         return Reason.OFFLINE
     # A chat pool answers in words; no pool gives vectors.
@@ -147,6 +166,8 @@ def decide(
         calls: local calls made so far.
 
     """
+    if the_plan.stopped:
+        return Decision(Action.ABSTAIN, (Reason.STOPPED,))
     rule = _matched(draft, verdict, terms)
     doubts = _doubts(task, draft, verdict, terms)
     if rule is not None:
@@ -161,6 +182,15 @@ def decide(
     if free and _is_worth_it(task, verdict, terms):
         return Decision(Action.ESCALATE, (Reason.WORTH_ASKING, *verdict.reasons))
     return _keep(verdict, terms)
+
+
+def denied(task: TaskSpec, value: Json, tools: Mapping[str, Reason]) -> Reason | None:
+    """Return why what was extracted must not be given out: a call's tool is among ``tools``."""
+    if task.kind is not Kind.EXTRACT or not tools:
+        return None
+    calls = value if isinstance(value, list) else [value]
+    named = (call.get(key) for call in calls if isinstance(call, dict) for key in TOOL_KEYS)
+    return next((tools[name] for name in named if isinstance(name, str) and name in tools), None)
 
 
 def _not_kept(

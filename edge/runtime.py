@@ -1,8 +1,8 @@
 """The runtime: the way of one task, step by step.
 
 ``Runtime.run`` reads as the list of steps; planning and deciding are pure (``edge.route``), the
-local tier is ``edge.local``, money and the pool are ``edge.escalate``. Thread-safe. Opens no socket
-when offline.
+local tier is ``edge.local``, money and the pool are ``edge.escalate``. A call takes what is in
+force once (``edge.standing``) and goes by it to its end. Thread-safe; offline no socket is opened.
 """
 
 from __future__ import annotations
@@ -11,32 +11,26 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
-from edge.admit import Call, admit, check_context, check_label, check_text, task_named
-from edge.backends.onnx.choice import FILE as DEVICE_CHOICES
-from edge.calibrations import Calibrations
+from edge import extensions
+from edge.activation import Activation, read_own
+from edge.admit import admit, check_text, task_named
 from edge.config import is_offline, state_folder
-from edge.considering import Considered, Considering
-from edge.drain import Drained, Draining
-from edge.errors import GenerationError, InputError, StoreError
-from edge.escalate import Escalation, Outcome
-from edge.judge import is_right
+from edge.drain import Drained
+from edge.errors import InputError
 from edge.local import LocalModels, LocalTask
+from edge.overlay import Document, Policy, lay
 from edge.oversight import Oversight
 from edge.pack import find_pack, limit_memory, load_pack
-from edge.record import Recorder, answer_digest
-from edge.roster import all_tasks, check_models, model_store
-from edge.route import Action, Circumstances, Plan, plan
-from edge.spending import Spending
-from edge.store.book import Book
-from edge.store.states import States
-from edge.store.traces import Traces
+from edge.record import answer_digest
+from edge.roster import fit
+from edge.route import plan
+from edge.standing import Ground, Standing
 from edge.task import Pack
-from edge.types import Choice, Draft, Json, Kind, Reason, Result
+from edge.types import Choice, Draft, Json, Kind, Result
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
@@ -64,49 +58,75 @@ class Runtime:
         offline: bool,
         threads: int | None = None,
         open_pool: Callable[[str], Pool] | None = None,
+        policy: Document | Policy | None = None,
     ) -> None:
-        self._pack = pack
-        self._state = state
-        self._offline = offline
-        self._tasks = all_tasks(pack, state)
-        store = model_store(pack, state)
-        check_models(self._tasks, store)
-        self.models = LocalModels(
-            store,
-            threads=threads,
-            memory=pack.memory,
-            choices=state / DEVICE_CHOICES,
-            snapshots=state / "kv",
-            calibrations=Calibrations(store, state, carried=pack.calibration),
+        self._agent: Any = None
+        fitted = fit(pack if policy is None else lay(pack, policy), state)
+        self._ground = ground = Ground.open(
+            pack, state, offline=offline, threads=threads, open_pool=open_pool
         )
-        budget = pack.budget
-        self.book = Book.open(
-            state,
-            cap_microusd=budget.cap_microusd if budget else None,
-            period=budget.period if budget else "month",
-        )
-        self.traces = Traces.open(state)
-        self.states = States.open(state)
-        self.oversight = Oversight(self.states, self.models.calibrations)
-        self._spending = Spending(
-            self.states,
-            budget,
-            pack.pools,
-            labels=self.models.labels,
-            outlay=lambda: self.book.ledger.spent_microusd() + self.book.ledger.held_microusd(),
-        )
-        self._recorder = Recorder(pack, self.book, self.traces)
-        self._considering = Considering(
-            self._tasks, self.models, oversight=self.oversight, spending=self._spending
-        )
-        self._escalation = Escalation(self.book, open_pool=open_pool or self._open_pool)
-        self._draining = Draining(
-            self.book,
-            self._tasks,
-            self._escalation,
-            labels=self.models.labels,
-            circumstances=self._circumstances,
-            audited=self._audited,
+        try:
+            self._activation = Activation(ground, pack, own=policy, fitted=fitted)
+        except BaseException:
+            ground.close()
+            raise
+        self.book, self.traces, self.states = ground.book, ground.traces, ground.states
+        self.policies, self.cache = ground.policies, ground.cache
+
+    @property
+    def models(self) -> LocalModels:
+        """The models as the policy in force has them."""
+        return self._activation.standing.models
+
+    @property
+    def oversight(self) -> Oversight:
+        """The watches over the answers that are kept."""
+        return self._activation.standing.oversight
+
+    @property
+    def policy_revision(self) -> int:
+        """Revision of the fleet's policy that the next call goes by; 0 without one."""
+        return self._activation.now().revision
+
+    @property
+    def policy_problem(self) -> str | None:
+        """Why the stored policy is not in force; ``None`` where it is, or there is none."""
+        return self._activation.problem
+
+    def activate(
+        self,
+        document: bytes | None,
+        *,
+        stopped: Mapping[str, Sequence[str]] | None = None,
+        tightened: bool | None = None,
+        check: bool = True,
+        trust: Mapping[str, bytes] | None = None,
+        etag: str | None = None,
+    ) -> None:
+        """Put a policy in force, here and for every other runtime over this state folder.
+
+        It is laid over the pack, and the models answer samples and golden cases first. Calls that
+        have begun end as they began; a lower cap counts for them too. On any error the old policy
+        stays, and the refusal is noted.
+
+        Args:
+            document: a compiled, verified policy. What is ``None`` stays, here and below.
+            stopped: what the fleet stops: names under ``models``, ``tools`` and ``tasks``.
+            tightened: the policy has expired, so nothing new may leave.
+            check: answer samples and golden cases first.
+            trust: trusted metadata to store in the same transaction.
+            etag: what the hub calls this state.
+
+        Raises:
+            ConfigError: it is no policy, or does not fit the pack; or the app brought its own.
+            ModelError: a model that it names is missing or damaged.
+            PolicyError: it fails the self-check.
+            VersionRollback: a higher revision is in force.
+            StoreError: the state folder cannot be written.
+
+        """
+        self._activation.activate(
+            document, stopped=stopped, tightened=tightened, check=check, trust=trust, etag=etag
         )
 
     def run(self, task: str, text: str, *, context: Context | None = None) -> Result:
@@ -125,10 +145,7 @@ class Runtime:
             StoreError: the state folder cannot be written.
 
         """
-        call = self._admit(task, text, context)
-        the_plan = plan(call.spec, self._circumstances(call))
-        draft = self._considering.draft(call.local, text) if the_plan.local else None
-        return self._finish(call, the_plan, draft)
+        return self._run(self._activation.now(), task, text, context)
 
     def map(
         self, task: str, texts: Sequence[str], *, context: Context | None = None
@@ -139,14 +156,16 @@ class Runtime:
             InputError: ``texts`` is one text instead of several; else as ``run``.
 
         """
-        task_named(self._tasks, task)  # says so, even where there is no text to answer
+        standing = self._activation.now()
+        task_named(standing.tasks, task)  # says so, even where there is no text to answer
         if isinstance(texts, str | bytes):
             raise InputError(
                 "The texts to map are one text, not a list of them.",
                 hint="Call run, or pass a list.",
             )
-        calls = [admit(self._tasks, task, text) for text in texts]
-        return [self.run(call.name, call.text, context=context) for call in calls]
+        calls = [admit(standing.tasks, task, text) for text in texts]
+        still = self._activation.still
+        return [self._run(still(standing), call.name, call.text, context) for call in calls]
 
     async def arun(self, task: str, text: str, *, context: Context | None = None) -> Result:
         """Answer one text without blocking the event loop."""
@@ -162,7 +181,8 @@ class Runtime:
             GenerationError: the model failed when a part of the text was out already.
 
         """
-        call = self._admit(task, text, context)
+        standing = self._activation.now()
+        call = standing.admit(task, text, context)
         if call.spec.kind is not Kind.GENERATE:
             raise InputError(
                 f"Task {task} is of kind {call.spec.kind}; only generate can be streamed.",
@@ -173,14 +193,21 @@ class Runtime:
                 f"Task {task} cannot be streamed: its policy may withhold or replace the answer.",
                 hint="Call run instead.",
             )
-        the_plan = plan(call.spec, self._circumstances(call))
-        draft = None
-        for piece in self._pieces(call) if the_plan.local else ():
-            if isinstance(piece, Draft):
-                draft = piece
-            else:
-                yield Chunk(piece)
-        yield Chunk("", self._finish(call, the_plan, draft))
+        with standing.traced(call):
+            looked = standing.lookup.find(call)
+            if looked.result is not None:
+                yield from (Chunk(str(looked.result.value)), Chunk("", looked.result))
+                return
+            the_plan = plan(call.spec, standing.world.of(call))
+            draft = None
+            pieces = standing.considering.pieces(call.local, text) if the_plan.local else ()
+            for piece in pieces:
+                if isinstance(piece, Draft):
+                    draft = piece
+                else:
+                    yield Chunk(piece)
+            result = standing.finish(call, the_plan, draft, looked)
+        yield Chunk("", result)
 
     @overload
     def decide(self, tasks: str, text: str) -> Choice: ...
@@ -202,17 +229,20 @@ class Runtime:
             ConfigError: there is no such task, or it has no local model.
             InputError: a task is of another kind, or the text cannot be answered.
             ModelError: a model cannot be loaded or failed on this input.
+            PolicyError: the fleet stopped a task or its model.
 
         """
+        standing = self._activation.now()
         names = [tasks] if isinstance(tasks, str) else list(tasks)
-        calls = [admit(self._tasks, name, text) for name in names]
+        calls = [admit(standing.tasks, name, text) for name in names]
         for call in calls:
+            standing.check_runs(call)
             if call.spec.kind is not Kind.CLASSIFY:
                 raise InputError(
                     f"Task {call.name} is of kind {call.spec.kind}; only classify can decide.",
                     hint="Call run instead.",
                 )
-        found = self.models.choose([call.local for call in calls], text)
+        found = standing.models.choose([call.local for call in calls], text)
         return found[0] if isinstance(tasks, str) else found
 
     def embed(self, texts: Sequence[str], *, model: str = "minilm-l6-int8") -> list[list[float]]:
@@ -224,27 +254,28 @@ class Runtime:
 
         Raises:
             ConfigError: there is no such encoder.
-            InputError: ``texts`` is one text instead of several, or one of them is no text, empty,
-                or not valid Unicode.
+            InputError: ``texts`` is one text, or one of them is no text, empty, or no Unicode.
             ModelError: the model cannot be loaded or failed.
+            PolicyError: the fleet stopped the model.
 
         """
         if isinstance(texts, str | bytes):
             raise InputError(
                 "The texts to embed are one text, not a list of them.", hint="Pass a list."
             )
-        texts = list(texts)
-        for text in texts:
+        for text in (texts := list(texts)):
             check_text(text, max_chars=sys.maxsize, task="embed")
-        with self.models.encoder(model) as encoder:
+        standing = self._activation.now()
+        standing.check_model(model)
+        with standing.models.encoder(model) as encoder:
             vectors = encoder.embed(texts)
         return [[float(x) for x in vector] for vector in vectors]
 
     def correct(self, trace_id: str, right: Json) -> bool:
         """Say what the right answer to a task would have been.
 
-        It is kept as a label, for ``edge simulate``. Users correct what is wrong and pass over what
-        is right, so a correction alone raises no alarm; many of them are a warning.
+        A wrong answer leaves the cache; the word is kept as a label, for ``edge simulate``. Users
+        pass over what is right, so one correction raises no alarm; many of them are a warning.
 
         Args:
             trace_id: of the result.
@@ -257,15 +288,18 @@ class Runtime:
             InputError: there is no trace of that id, or it has no answer of this device.
 
         """
-        tier, kept, digest = self._recorder.answer_of(trace_id)
-        task = task_named(self._tasks, tier)
-        check_label(task.name, right, self.models.labels(task))
+        standing = self._activation.now()
+        meant = standing.lookup.corrected(trace_id, right)
+        if meant is None:
+            return False
+        tier, kept, digest = standing.recorder.answer_of(meant)
+        task = task_named(standing.tasks, tier)
         good = answer_digest(right) == digest
-        return self.oversight.corrected(task, trace_id, right=good, kept=kept, at=time.time())
+        return standing.oversight.corrected(task, meant, right=good, kept=kept, at=time.time())
 
     def tasks(self) -> dict[str, LocalTask]:
         """Return the tasks by name."""
-        return dict(self._tasks)
+        return dict(self._activation.now().tasks)
 
     def drain(self, task_ids: Sequence[str] | None = None, *, limit: int = 100) -> Drained:
         """Ask the cloud for queued tasks whose time has come.
@@ -279,15 +313,15 @@ class Runtime:
             InputError: no queued task has such an id, or several have.
 
         """
-        return self._draining.drain(task_ids, limit=limit)
+        in_force = self._activation.now
+        return in_force().draining.drain(task_ids, limit=limit, latest=lambda: in_force().draining)
 
     def close(self) -> None:
-        """Free models, clients and files; calling twice is harmless."""
-        self.models.close()
-        self._escalation.close()
-        self.states.close()
-        self.traces.close()
-        self.book.close()
+        """End the agent; free models, clients and files. Calling twice is harmless."""
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.close()
+        self._ground.close()
 
     def __enter__(self) -> Self:
         return self
@@ -295,75 +329,26 @@ class Runtime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _circumstances(self, call: Call) -> Circumstances:
-        return Circumstances(
-            offline=self._offline, has_pool=call.spec.routing.pool in self._pack.pools
-        )
+    def join(self, hub: str) -> None:
+        """Let the fleet's agent look after this runtime's policy; offline it is left out.
 
-    def _admit(self, task: str, text: str, context: Context | None) -> Call:
-        call = admit(self._tasks, task, text)
-        return replace(call, context=check_context(context, self._pack.context))
+        Raises:
+            ConfigError: the agent is not installed, or the address is none.
 
-    def _pieces(self, call: Call) -> Iterator[str | Draft]:
-        """Stream from the local model; a failure before any text is no draft, as in ``run``."""
-        begun = False
-        try:
-            for piece in self.models.stream(call.local, call.text):
-                begun = True
-                yield piece
-        except GenerationError:
-            if begun:
-                raise
+        """
+        if not self._ground.offline:
+            start = extensions.load(extensions.AGENTS, "hub")
+            self._agent = start(self, hub, pack=self._activation.standing.pack.name)
 
-    def _finish(self, call: Call, the_plan: Plan, draft: Draft | None) -> Result:
-        """Judge, decide, escalate where it was decided so, and record."""
-        found = self._considering.consider(call, the_plan, draft)
-        outcome = None
-        if found.decision.action is Action.ESCALATE:
-            outcome = self._escalate(call, the_plan, found)
-        result = self._recorder.record(call, the_plan, found, outcome)
-        if call.spec.routing.value_usd is not None:
-            with suppress(StoreError):  # what only advises never costs an answer
-                self._paid(call, the_plan, found, outcome)
-        return result
-
-    def _paid(self, call: Call, the_plan: Plan, found: Considered, outcome: Outcome | None) -> None:
-        """Let the price of the budget follow what was spent."""
-        self._spending.passed(
-            call,
-            outcome.cost_microusd if outcome else 0,
-            premium=Reason.WORTH_ASKING in found.decision.reasons,
-            reachable=the_plan.cloud_blocked is None,
-        )
-
-    def _escalate(self, call: Call, the_plan: Plan, found: Considered) -> Outcome:
-        pool = found.decision.pool
-        return self._escalation.ask(
-            call.name,
-            call.spec if pool is None else call.spec.asking(pool),
-            call.text,
-            trace_id=call.trace_id,
-            labels=self.models.labels(call.local),
-            draft=found.draft,
-            calls_left=max(1, the_plan.calls_left - found.calls),
-        )
-
-    def _audited(self, call: Call, about: Mapping[str, Any], own: Json, answer: Json) -> None:
-        """Take the cloud's word on a kept answer that was picked for an audit."""
-        self.oversight.audited(
-            self._tasks.get(str(about.get("tier")), call.local),
-            call.trace_id,
-            right=is_right(own, answer),
-            propensity=float(about["propensity"]),
-            rung=int(about["rung"]),
-            answers=int(about["answers"]),
-            at=time.time(),
-        )
-
-    def _open_pool(self, name: str) -> Pool:
-        from edge.cloud.pool import Pool  # an HTTP client, once a task leaves the device
-
-        return Pool(name, self._pack.pools[name], env=os.environ)
+    def _run(self, standing: Standing, task: str, text: str, context: Context | None) -> Result:
+        call = standing.admit(task, text, context)
+        with standing.traced(call):
+            looked = standing.lookup.find(call)
+            if looked.result is not None:
+                return looked.result
+            the_plan = plan(call.spec, standing.world.of(call))
+            draft = standing.considering.draft(call.local, text) if the_plan.local else None
+            return standing.finish(call, the_plan, draft, looked)
 
 
 def open_runtime(
@@ -373,6 +358,8 @@ def open_runtime(
     offline: bool | None = None,
     threads: int | None = None,
     memory_mb: float | None = None,
+    policy: str | os.PathLike[str] | None = None,
+    hub: str | None = None,
 ) -> Runtime:
     """Open a runtime over a pack.
 
@@ -381,15 +368,31 @@ def open_runtime(
         state: folder for ledger, queue and traces; the platform's usual place where ``None``.
         offline: open no socket; ``EDGE_OFFLINE`` decides where ``None``.
         threads: threads per forward pass; measured per model where ``None``.
-        memory_mb: megabytes for all loaded models together; the pack's ``memory`` decides where
-            ``None``.
+        memory_mb: megabytes for all loaded models together; the pack decides where ``None``.
+        policy: a policy to lay over the pack, as YAML or compiled; it wins over the fleet's, but
+            not over what the fleet stops.
+        hub: address of the fleet's hub, whose agent then keeps the policy up to date; offline
+            nothing is asked, and the last policy stays in force.
 
     Raises:
-        ConfigError: the pack cannot be read, something in it is wrong, or a task's model is
-            missing or of the wrong kind.
+        ConfigError: the pack or the policy cannot be read, something in it is wrong, or a task's
+            model is missing or of the wrong kind; or the fleet's agent is not installed.
         LoadError: the manifest of a model is not valid.
         StoreError: the state folder cannot be used.
 
     """
     loaded = limit_memory(load_pack(find_pack(os.fspath(pack))), memory_mb)
-    return Runtime(loaded, state_folder(state), offline=is_offline(offline), threads=threads)
+    runtime = Runtime(
+        loaded,
+        state_folder(state),
+        offline=is_offline(offline),
+        threads=threads,
+        policy=None if policy is None else read_own(Path(policy)),
+    )
+    if hub is not None:
+        try:
+            runtime.join(hub)
+        except BaseException:
+            runtime.close()
+            raise
+    return runtime

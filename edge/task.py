@@ -11,48 +11,31 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from edge.policy.sections import (
+    NAME,
+    Caching,
+    EscalateIf,
+    LocalModel,
+    Model,
+    RuleCondition,
+    TaskBudget,
+    ToolRule,
+)
 from edge.types import Kind, SamplingParams
 
 AllowCloud = Literal["never", "redacted", "raw"]
 Below = Literal["escalate", "defer", "abstain"]
 Period = Literal["day", "week", "month", "total"]
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
 _FIELD = re.compile(r"\{(text|text_spaced)\}")
 _DROPPED = re.compile(r'["\\{}\x00-\x1f\x7f]')
 _MARK = re.compile(r"([^\w\s])")
 _MICRO = 1_000_000
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TaskBudget(_Model):
-    """What one task may use. ``max_model_calls`` counts local and cloud calls together."""
-
-    max_model_calls: int = Field(default=2, ge=1, le=16)
-    max_input_tokens: int = Field(default=256, ge=1)
-    max_output_tokens: int = Field(default=128, ge=1)
-
-
-class EscalateIf(_Model):
-    """A rule of the policy: ask the cloud where a condition is known to hold.
-
-    Attributes:
-        condition: over ``confidence``, the signals and what the pack declares in ``context``; see
-            ``edge.policy.conditions``.
-        model: name of the pool to ask; the task's own where ``None``.
-
-    """
-
-    condition: str
-    model: str | None = None
-
-
-class Routing(_Model):
+class Routing(Model):
     """When a local answer is kept and what happens otherwise.
 
     Attributes:
@@ -91,6 +74,11 @@ class Routing(_Model):
     audit_rate: float | None = Field(default=None, ge=0.0, le=1.0)
 
     @property
+    def rules(self) -> list[tuple[RuleCondition, str | None]]:
+        """``escalate_if`` as pairs of a condition and whom to ask."""
+        return [(rule.condition, rule.model) for rule in self.escalate_if]
+
+    @property
     def may_replace(self) -> bool:
         """Whether a local answer may be withheld, or another tier's take its place."""
         withheld = self.risk is not None and self.uncertified == "withhold"
@@ -104,13 +92,24 @@ class Routing(_Model):
         return 0.02 if self.risk is not None else 0.0
 
 
-class Privacy(_Model):
+class PackRouting(Routing):
+    """The routing of all tasks.
+
+    Attributes:
+        default_model: local model of the tasks that do not say which; ``model: null`` says none.
+
+    """
+
+    default_model: str | None = None
+
+
+class Privacy(Model):
     """Whether the text of a task may leave the device; ``redacted`` needs a redactor."""
 
     allow_cloud: AllowCloud = "never"
 
 
-class Budget(_Model):
+class Budget(Model):
     """The hard cap on cloud spending in one period."""
 
     cap_usd: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
@@ -122,14 +121,14 @@ class Budget(_Model):
         return int(self.cap_usd * _MICRO)
 
 
-class Price(_Model):
+class Price(Model):
     """Dollars per million tokens, as providers quote them."""
 
     input_usd_per_mtok: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
     output_usd_per_mtok: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
 
 
-class PoolSpec(_Model):
+class PoolSpec(Model):
     """One OpenAI-compatible endpoint; ``base_url`` ends before ``/chat/completions``."""
 
     base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
@@ -161,7 +160,7 @@ def spaced(text: str) -> str:
     return "".join(f" {word}" for word in words)
 
 
-class Prompt(_Model):
+class Prompt(Model):
     """A versioned template with the fields ``{text}`` and ``{text_spaced}`` (see ``spaced``).
 
     The text that fills a field is never parsed for special tokens, so an input that spells one
@@ -196,7 +195,7 @@ class Prompt(_Model):
         ]
 
 
-class GrammarSpec(_Model):
+class GrammarSpec(Model):
     """The form of a generated text; exactly one of the fields.
 
     Attributes:
@@ -217,13 +216,13 @@ class GrammarSpec(_Model):
         return self
 
 
-class TaskInput(_Model):
+class TaskInput(Model):
     """Limits on the text of one call."""
 
     max_chars: int = Field(default=20_000, ge=1)
 
 
-class TaskSpec(_Model):
+class TaskSpec(Model):
     """One kind of work, named in a pack.
 
     Attributes:
@@ -261,6 +260,7 @@ class TaskSpec(_Model):
     budget: TaskBudget = TaskBudget()
     routing: Routing = Routing()
     privacy: Privacy = Privacy()
+    caching: Caching = Caching()
     samples: tuple[str, ...] = ()
 
     def asking(self, pool: str) -> TaskSpec:
@@ -290,7 +290,7 @@ class TaskSpec(_Model):
         return self
 
 
-class Memory(_Model):
+class Memory(Model):
     """How much memory the loaded models may take together, and how long they stay.
 
     Attributes:
@@ -310,37 +310,38 @@ class Memory(_Model):
         return None if self.budget_mb is None else int(self.budget_mb * _MICRO)
 
 
-class LocalModel(_Model):
-    """A model beside the shipped ones: the folder that holds its ``manifest.json``."""
-
-    folder: str
-
-
-class Pack(_Model):
+class Pack(Model):
     """A named set of tasks with everything they refer to.
 
     ``context`` declares what an app may tell of a call besides its text, for conditions.
-    ``calibration`` names the file of a task's calibration, relative to the pack.
+    ``calibration`` names the file of a task's calibration, relative to the pack. ``task_budgets``,
+    ``routing``, ``privacy`` and ``caching`` stand for all tasks; ``edge.pack`` has laid them under
+    each task's own keys.
     """
 
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     version: int = Field(ge=1)
     description: str = ""
     budget: Budget | None = None
-    context: dict[str, Literal["number", "text", "flag"]] = {}
-    calibration: dict[str, str] = {}
+    context: dict[str, Literal["number", "text", "flag"]] = Field(default={})
+    calibration: dict[str, str] = Field(default={})
     memory: Memory = Memory()
-    models: dict[str, LocalModel] = {}
-    pools: dict[str, PoolSpec] = {}
-    prompts: dict[str, Prompt] = {}
+    models: dict[str, LocalModel] = Field(default={})
+    pools: dict[str, PoolSpec] = Field(default={})
+    prompts: dict[str, Prompt] = Field(default={})
+    tools: dict[str, ToolRule] = Field(default={})
+    task_budgets: TaskBudget = TaskBudget()
+    routing: PackRouting = PackRouting()
+    privacy: Privacy = Privacy()
+    caching: Caching = Caching()
     tasks: dict[str, TaskSpec]
 
     @field_validator("tasks")
     @classmethod
     def _names(cls, tasks: dict[str, TaskSpec]) -> dict[str, TaskSpec]:
         for name in tasks:
-            if not re.match(_NAME, name):
-                raise ValueError(f"task name {name!r} must match {_NAME}")
+            if not re.match(NAME, name):
+                raise ValueError(f"task name {name!r} must match {NAME}")
         return tasks
 
     @model_validator(mode="after")

@@ -34,6 +34,8 @@ class Route(StrEnum):
 class Reason(StrEnum):
     """Why a task went the way it went; a Result carries one or more."""
 
+    CACHED = "cached"
+    SIMILAR = "similar"
     CONFIDENT = "confident"
     CERTIFIED = "certified"
     LOW_CONFIDENCE = "low_confidence"
@@ -64,6 +66,9 @@ class Reason(StrEnum):
     QUEUED = "queued"
     QUEUE_FULL = "queue_full"
     ESCALATED = "escalated"
+    STOPPED = "stopped"
+    TOOL_DENIED = "tool_denied"
+    POLICY_EXPIRED = "policy_expired"
 
 
 class Kind(StrEnum):

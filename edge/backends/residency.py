@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from edge.backends.heap import trim
 from edge.errors import Busy, LoadError, ModelError
@@ -30,6 +30,9 @@ HOPELESS_S = 5.0
 """... until so long: one that has not come free by then is held by a stream, not by the crowd."""
 _TICK_S = 0.05
 _MB = 1_000_000
+
+Key: TypeAlias = tuple[str, Hashable]
+"""A model's name and its version."""
 
 
 def later(delay_s: float, work: Callable[[], None]) -> Callable[[], None]:
@@ -63,6 +66,7 @@ class Resident:
 @dataclass(eq=False, slots=True)
 class _Entry:
     name: str
+    version: Hashable
     pinned: bool
     used_at: float
     uses: int = 1
@@ -73,6 +77,10 @@ class _Entry:
     @property
     def idle(self) -> bool:
         return self.state == "ready" and self.uses == 0 and not self.pinned
+
+    @property
+    def key(self) -> Key:
+        return self.name, self.version
 
 
 class Residency:
@@ -105,14 +113,20 @@ class Residency:
         self._wait_s = wait_s
         self._after = after
         self._turn = threading.Condition()  # re-entrant: a collected stream gives its model back
-        self._entries: dict[str, _Entry] = {}
-        self._hungry: dict[str, float] = {}  # who waits for room, and since when
+        self._entries: dict[Key, _Entry] = {}
+        self._retired: frozenset[Key] = frozenset()
+        self._hungry: dict[Key, float] = {}  # who waits for room, and since when
         self._cancel: Callable[[], None] | None = None
         self._closed = False
 
     @contextlib.contextmanager
     def lease(
-        self, name: str, load: Callable[[], _T], *, estimate: Callable[[], int] = lambda: 0
+        self,
+        name: str,
+        load: Callable[[], _T],
+        *,
+        estimate: Callable[[], int] = lambda: 0,
+        version: Hashable = None,
     ) -> Iterator[_T]:
         """Use a model; it stays in memory until the ``with`` block ends.
 
@@ -122,6 +136,7 @@ class Residency:
             name: of the model.
             load: loads it, where it is not in memory; its ``close``, if any, frees it.
             estimate: returns the bytes it will take; asked before ``load``.
+            version: tells models of one name apart; another one is another model.
 
         Raises:
             LoadError: it does not fit the budget even alone, or beside what is pinned.
@@ -129,7 +144,7 @@ class Residency:
             ModelError: everything was closed.
 
         """
-        entry = self._take(name, load, estimate)
+        entry = self._take((name, version), load, estimate)
         try:
             yield cast("_T", entry.model)
         finally:
@@ -147,12 +162,30 @@ class Residency:
     def unload(self, name: str) -> bool:
         """Unload a model now, pinned or not; ``False`` where it is in use or not in memory."""
         with self._turn:
-            entry = self._entries.get(name)
-            if entry is None or entry.uses or entry.state != "ready":
-                return False
+            found = [e for e in self._entries.values() if e.name == name]
+            leaving = [e for e in found if not e.uses and e.state == "ready"]
+            for entry in leaving:
+                entry.state = "leaving"
+        self._free(leaving)
+        return bool(leaving)
+
+    def retire(self, keys: Collection[Key]) -> None:
+        """Unload these, pinned or not, once nobody uses them; those named before may stay again."""
+        with self._turn:
+            self._retired = frozenset(keys)
+            leaving = self._leaving()
+        self._free(leaving)
+
+    def _leaving(self) -> list[_Entry]:
+        """Mark what is retired and not in use as leaving, and return it."""
+        found = [
+            e
+            for key, e in self._entries.items()
+            if key in self._retired and e.state == "ready" and not e.uses
+        ]
+        for entry in found:
             entry.state = "leaving"
-        self._free([entry])
-        return True
+        return found
 
     def sweep(self) -> None:
         """Unload the models whose keep-alive has passed; happens by itself in time."""
@@ -178,12 +211,12 @@ class Residency:
             cancel()
         self._free(here)
 
-    def _take(self, name: str, load: Callable[[], Any], estimate: Callable[[], int]) -> _Entry:
+    def _take(self, key: Key, load: Callable[[], Any], estimate: Callable[[], int]) -> _Entry:
         """Return the model's entry, one use more; load it where nobody has."""
         with self._turn:
             while True:
                 self._check_open()
-                entry = self._entries.get(name)
+                entry = self._entries.get(key)
                 if entry is None:
                     break
                 held_back = self._held_back(entry)
@@ -192,8 +225,7 @@ class Residency:
                     entry.used_at = self._clock()
                     return entry
                 self._turn.wait(_TICK_S if held_back else None)
-            entry = _Entry(name, name in self._pinned, self._clock())
-            self._entries[name] = entry
+            entry = self._entries[key] = _Entry(*key, key[0] in self._pinned, self._clock())
         try:
             size = estimate()
             self._make_room(entry, size)
@@ -220,9 +252,11 @@ class Residency:
         with self._turn:
             entry.uses -= 1
             entry.used_at = self._clock()
+            leaving = self._leaving() if entry.key in self._retired else []
             if entry.idle:
                 self._turn.notify_all()
                 self._wake_in(self._keep_alive_s)
+        self._free(leaving)
 
     def _wake_in(self, delay_s: float | None) -> None:
         """See to it that models whose keep-alive passes are unloaded."""
@@ -253,7 +287,7 @@ class Residency:
                 self._free(leaving)
         finally:
             with self._turn:
-                self._hungry.pop(entry.name, None)
+                self._hungry.pop(entry.key, None)
 
     def _next_step(self, entry: _Entry, size: int, since: float) -> list[_Entry] | None:
         """Return what must leave first; ``None`` once the bytes are set aside."""
@@ -266,7 +300,7 @@ class Residency:
                     break
                 if self._clock() - since > self._wait_s:
                     raise self._busy(entry, size)
-                self._hungry[entry.name] = since
+                self._hungry[entry.key] = since
                 self._turn.wait(_TICK_S)
             if not leaving:
                 entry.bytes = size
@@ -325,8 +359,8 @@ class Residency:
 
     def _remove(self, entry: _Entry) -> None:
         with self._turn:
-            if self._entries.get(entry.name) is entry:
-                del self._entries[entry.name]
+            if self._entries.get(entry.key) is entry:
+                del self._entries[entry.key]
             self._turn.notify_all()
 
     def _check_open(self) -> None:

@@ -125,6 +125,7 @@ def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None
                 "remaining_microusd": ledger.remaining_microusd(),
             }
             unclear = ledger.holds("unclear")
+            _policy(found, runtime)
             _memory(found, runtime)
             found.facts["placements"] = placements(runtime.models.loader)
             _nowhere(found)
@@ -132,6 +133,38 @@ def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None
             found.notes.append(f"{len(unclear)} holds have an unclear outcome and stay held.")
     except EdgeError as error:
         found.problems.append(str(error))
+
+
+def _policy(found: _Findings, runtime: Runtime) -> None:
+    """Say which policy of the fleet is in force, and why a later one is not."""
+    switches = runtime.policies.switches()
+    refusals = runtime.policies.refusals()
+    found.facts["policy"] = {
+        "revision": runtime.policy_revision,
+        "stored_revision": switches.revision,
+        "stopped": switches.stopped,
+        "tightened": switches.tightened,
+        "problem": runtime.policy_problem,
+        "refused": [asdict(refusal) for refusal in refusals],
+    }
+    if runtime.policy_problem is not None:
+        found.problems.append(runtime.policy_problem)
+    newer = [each for each in refusals if each.revision > switches.revision]
+    found.notes += [
+        f"The policy of revision {each.revision} was refused: {each.reason}" for each in newer[:1]
+    ]
+    if switches.tightened:
+        found.notes.append("The fleet's policy has expired: nothing leaves until a sync.")
+
+
+def _policy_told(policy: dict[str, Any]) -> str:
+    if not policy["revision"] and not any(policy["stopped"].values()):
+        return "none: the pack alone"
+    parts = [f"revision {policy['revision']}"] if policy["revision"] else ["none"]
+    parts += [
+        f"stopped {kind}: {', '.join(names)}" for kind, names in policy["stopped"].items() if names
+    ]
+    return "; ".join(parts)
 
 
 def _nowhere(found: _Findings) -> None:
@@ -186,6 +219,8 @@ def _print(found: _Findings, devices: Devices) -> None:
     ]
     for name, placement in found.facts.get("placements", {}).items():
         rows.append((f"runs {name}", sentence(placement)))
+    if "policy" in found.facts:
+        rows.append(("policy", _policy_told(found.facts["policy"])))
     if "budget" in found.facts:
         budget = found.facts["budget"]
         parts = [f"{what} {show.dollars(budget[f'{what}_microusd'])}" for what in _BUDGET]

@@ -1,36 +1,82 @@
 """Puts the commands together and turns errors into one sentence and an exit code.
 
-0 done, 1 a check failed, 2 bad input or configuration.
+0 done, 1 a check failed, 2 bad input or configuration. Commands that other packages add are listed
+by name and loaded once one is asked for.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import sys
-from contextlib import suppress
-from typing import Annotated, TextIO
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
 import edge
+from edge import extensions
 from edge.cli import (
     calibrate,
     demo,
     doctor,
     head,
     models,
+    policy,
     queue,
     queue_drop,
     run,
     simulate,
 )
-from edge.cli.show import problems
-from edge.errors import EdgeError, InputError
+from edge.cli.leaving import run_app
+from edge.errors import ConfigError
+
+
+class _Added(TyperCommand):
+    """A command of another package, of which only the name is known until it is run."""
+
+    def make_context(self, info_name: Any, args: list[str], *rest: Any, **more: Any) -> Any:
+        """Go on as the command itself."""
+        return self._itself().make_context(info_name, args, *rest, **more)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return what the command says of itself, or that a part of it is missing."""
+        try:
+            return str(self._itself().get_short_help_str(limit))
+        except ConfigError as error:
+            return error.hint
+
+    def _itself(self) -> Any:
+        """Load the command.
+
+        Raises:
+            ConfigError: something that it needs is not installed.
+
+        """
+        found = extensions.load(extensions.COMMANDS, str(self.name))
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+            alone.command(self.name)(found)
+            found = alone
+        return typer.main.get_command(found)
+
+
+class _Commands(TyperGroup):
+    """The commands here, and those that other packages add."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all, those of other packages last."""
+        own = super().list_commands(ctx)
+        return own + [name for name in extensions.names(extensions.COMMANDS) if name not in own]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; installed packages are looked through only where it is none of ours."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in extensions.names(extensions.COMMANDS):
+            return own
+        return _Added(cmd_name)
+
 
 app = typer.Typer(
     name="edge",
+    cls=_Commands,
     help="Inference on the device that knows when it does not know.",
     no_args_is_help=True,
     add_completion=False,
@@ -43,6 +89,7 @@ app.command("doctor")(doctor.doctor)
 app.command("calibrate")(calibrate.calibrate)
 app.command("simulate")(simulate.simulate)
 app.add_typer(models.app, name="models", help="List and verify models.")
+app.add_typer(policy.app, name="policy", help="Show policies, and check them.")
 app.add_typer(head.app, name="head", help="Train classification heads.")
 queue.app.command("drop")(queue_drop.drop)
 app.add_typer(queue.app, name="queue", help="Look at tasks that wait, and try them again.")
@@ -64,68 +111,6 @@ def _options(
     """Inference on the device that knows when it does not know."""
 
 
-class _ClosedInput(io.BufferedIOBase):
-    """Stands for a standard input that was closed before the start."""
-
-    def readable(self) -> bool:
-        return True
-
-    def readline(self, _size: int | None = -1, /) -> bytes:
-        raise InputError("Standard input is closed.", hint="Pass the text, or pipe it in.")
-
-    def read(self, _size: int | None = -1, /) -> bytes:
-        return self.readline()
-
-
 def main() -> None:
     """Run the command line."""
-    if sys.stdin is None:
-        sys.stdin = io.TextIOWrapper(_ClosedInput())
-    try:
-        code = _run()
-    except EdgeError as error:
-        code = _told(str(error))
-    except BrokenPipeError:
-        _drop(sys.stdout)  # whoever read has enough
-        code = 0
-    except OSError as error:
-        _drop(sys.stdout)
-        code = _told(_refused(error))
-    sys.exit(code)
-
-
-def _run() -> int | str | None:
-    """Run the command and return its exit code once its output is written."""
-    if sys.stdout is None:
-        raise InputError("Standard output is closed.", hint="Redirect it, for example to a file.")
-    try:
-        app()
-    except SystemExit as leaving:
-        # Typer and rich make an exit code of a reader that went away.
-        if isinstance(leaving.__context__, BrokenPipeError):
-            raise leaving.__context__ from None
-        sys.stdout.flush()
-        return leaving.code
-    return 0
-
-
-def _told(message: str) -> int:
-    """Print what is wrong, where that is possible, and return the exit code for it."""
-    try:
-        problems.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    except (OSError, SystemExit):  # rich leaves where the reader went away
-        _drop(sys.stderr)
-    return 2
-
-
-def _refused(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    if error.filename is not None:
-        return f"{error.filename} cannot be used: {reason}. Check the path and who may use it."
-    return f"The output cannot be written: {reason}. Free some space, or write to another place."
-
-
-def _drop(stream: TextIO) -> None:
-    """Send what is still to be written to nowhere, so that leaving does not fail over it."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    run_app(app)

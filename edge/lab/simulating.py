@@ -20,6 +20,7 @@ from math import fsum, sqrt
 from typing import Any
 
 from edge.route import Action, Plan, Terms, decide
+from edge.store.traces import ERROR
 from edge.task import TaskSpec
 from edge.types import Draft, Reason, Route, Verdict
 
@@ -141,7 +142,12 @@ class Simulated:
 
 
 def seen(row: Mapping[str, Any]) -> Seen | None:
-    """Return what a trace tells; ``None`` where it holds no signals although a model answered."""
+    """Return what a trace tells; ``None`` where it holds no signals although a model answered.
+
+    A call that failed tells nothing either, and one that the cache answered nothing new.
+    """
+    if row["route"] in {ERROR, Route.CACHE}:
+        return None
     detail = row["detail"]
     action = _ACTIONS.get(row["route"], Action.DEFER)
     if not detail and action is Action.KEEP:

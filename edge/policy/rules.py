@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from edge.errors import ConfigError
 from edge.policy.conditions import Condition, Type, parse
+from edge.policy.sections import RuleCondition
+from edge.policy.written import read_tree
 
 SIGNALS = (
     "confidence",
@@ -62,9 +64,12 @@ class Rule:
 
 
 def read_rules(
-    task: str, rules: Iterable[tuple[str, str | None]], *, context: Mapping[str, Type]
+    task: str,
+    rules: Iterable[tuple[RuleCondition | str, str | None]],
+    *,
+    context: Mapping[str, Type],
 ) -> tuple[Rule, ...]:
-    """Return the rules of a task.
+    """Return the rules of a task; a condition that has its tree is not parsed.
 
     Args:
         task: its name, for errors.
@@ -75,6 +80,39 @@ def read_rules(
         ConfigError: a condition cannot be read, or a name of the context is a signal's.
 
     """
+    names = names_of(context)
+    return tuple(
+        Rule(read_condition(each, names, what=f"The condition of rule {at} of task {task}"), pool)
+        for at, (each, pool) in enumerate(rules, start=1)
+    )
+
+
+def read_condition(
+    written: RuleCondition | str, names: Mapping[str, Type], *, what: str
+) -> Condition:
+    """Return a condition from its tree, or from its text where there is none.
+
+    Raises:
+        ConfigError: it is none over these names.
+
+    """
+    if isinstance(written, str):
+        return parse(written, names, what=what)
+    if written.tree is None:
+        return parse(written.text, names, what=what)
+    return read_tree(written.tree, names, what=what)
+
+
+def names_of(context: Mapping[str, Type]) -> dict[str, Type]:
+    """Return what conditions may look at, by name and type.
+
+    Args:
+        context: what an app may tell of a call.
+
+    Raises:
+        ConfigError: a name of the context is a signal's.
+
+    """
     names: dict[str, Type] = dict.fromkeys(SIGNALS, "number")
     both = sorted(names.keys() & context.keys())
     if both:
@@ -82,8 +120,4 @@ def read_rules(
             f"The context declares {', '.join(both)}, which every condition knows as a signal.",
             hint="Give it another name.",
         )
-    names |= context
-    return tuple(
-        Rule(parse(text, names, what=f"The condition of rule {at} of task {task}"), pool)
-        for at, (text, pool) in enumerate(rules, start=1)
-    )
+    return names | dict(context)

@@ -53,6 +53,16 @@ class Book:
             file.close()
             raise
 
+    def limit(self, *, cap_microusd: int | None, period: Period) -> None:
+        """Set another cap from now on; below what is spent it refuses every new hold.
+
+        Raises:
+            InputError: the cap or the period is not valid.
+
+        """
+        if (cap_microusd, period) != (self.ledger.cap_microusd, self.ledger.period):
+            self.ledger = Ledger(self._file, cap_microusd=cap_microusd, period=period)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make the enclosed calls of ledger and queue one change: all of them or none.

@@ -68,7 +68,13 @@ class Hold:
 
 
 class Ledger:
-    """The budget of one state folder; safe to share between threads and processes."""
+    """The budget of one state folder; safe to share between threads and processes.
+
+    Attributes:
+        cap_microusd: the most that may be spent in a period; ``None`` allows nothing.
+        period: day, week (from Monday), month, or total.
+
+    """
 
     def __init__(self, file: MoneyFile, *, cap_microusd: int | None, period: Period) -> None:
         if cap_microusd is not None:
@@ -76,8 +82,8 @@ class Ledger:
         if period not in _PERIOD_SQL:
             raise InputError(f"Period {period!r} is not one of {', '.join(_PERIOD_SQL)}.")
         self._file = file
-        self._cap = cap_microusd
-        self._period: Period = period
+        self.cap_microusd = cap_microusd
+        self.period: Period = period
 
     @classmethod
     def open(
@@ -253,7 +259,7 @@ class Ledger:
 
     def remaining_microusd(self) -> int:
         """Return what may still be reserved in this period; 0 without a cap."""
-        return max(0, (self._cap or 0) - sum(self._now_sums()))
+        return max(0, (self.cap_microusd or 0) - sum(self._now_sums()))
 
     def hold(self, hold_id: str) -> Hold:
         """Return one hold.
@@ -288,7 +294,7 @@ class Ledger:
         tokens_in, tokens_out. A week is named by its Monday.
         """
         return self._file.db.query(
-            f"SELECT {_PERIOD_SQL[self._period]} AS period, "  # noqa: S608 - constants
+            f"SELECT {_PERIOD_SQL[self.period]} AS period, "  # noqa: S608 - constants
             "task, pool, count(*) AS requests, sum(state = 'settled') AS settled, "
             "sum(state = 'unclear') AS unclear, sum(cost_microusd) AS cost_microusd, "
             "sum(held_microusd) AS held_microusd, sum(tokens_in) AS tokens_in, "
@@ -297,14 +303,14 @@ class Ledger:
         )
 
     def _fits(self, total_microusd: int) -> bool:
-        return self._cap is not None and total_microusd <= self._cap
+        return self.cap_microusd is not None and total_microusd <= self.cap_microusd
 
     def _sums(self, connection: sqlite3.Connection, now: float) -> tuple[int, int]:
         """Return (spent, held) of the period that ``now`` lies in."""
         row = connection.execute(
             "SELECT coalesce(sum(cost_microusd), 0), coalesce(sum(held_microusd), 0) "
             "FROM holds WHERE reserved_at >= ?",
-            (period_bounds(now, self._period)[0],),
+            (period_bounds(now, self.period)[0],),
         ).fetchone()
         return int(row[0]), int(row[1])
 
@@ -330,14 +336,15 @@ class Ledger:
             )
 
     def _refusal(self, task: str, *, spent: int, held: int, asked: int) -> BudgetExceeded:
-        if self._cap is None:
+        if self.cap_microusd is None:
             return BudgetExceeded(
                 f"Task {task!r} asks for up to {_usd(asked)} but no cap is set.",
                 hint="Set a cap: without one no money is spent.",
             )
         return BudgetExceeded(
-            f"Task {task!r} asks for up to {_usd(asked)}, but of the cap of {_usd(self._cap)} "
-            f"({self._period}) {_usd(spent)} is spent and {_usd(held)} is held."
+            f"Task {task!r} asks for up to {_usd(asked)}, but of the cap of "
+            f"{_usd(self.cap_microusd)} ({self.period}) {_usd(spent)} is spent and {_usd(held)} is "
+            "held."
         )
 
 

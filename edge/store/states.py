@@ -118,6 +118,18 @@ class States:
         )
         return {row["trace_id"]: (bool(row["right"]), row["source"]) for row in rows}
 
+    def corrections_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
+        """Return the oldest words of users against answers behind a number.
+
+        Keys: seq, trace_id, task and at. A word that replaces an earlier one has a number of its
+        own.
+        """
+        return self._db.query(
+            "SELECT rowid AS seq, trace_id, task, at FROM labels "
+            "WHERE rowid > ? AND source = 'user' AND right = 0 ORDER BY rowid LIMIT ?",
+            (seq, limit),
+        )
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

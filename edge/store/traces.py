@@ -1,4 +1,4 @@
-"""Traces: one row for every task that was run.
+"""Traces: one row for every task that was run, also for one that failed.
 
 Cheap before all: WAL and ``synchronous=NORMAL``, so a power cut can cost the last rows but never
 the file's order, and a killed process costs nothing. A text is kept only where the caller passes
@@ -9,7 +9,7 @@ here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,10 @@ import sqlite_utils
 from edge.errors import InputError
 from edge.store.db import Database, Migration, open_migrated
 
-COLUMNS: dict[str, type] = {
+ERROR = "error"
+"""The route of a call that raised; its reasons hold the name of the error's class."""
+
+_FIRST: dict[str, type] = {
     "trace_id": str,
     "at": float,
     "task": str,
@@ -36,8 +39,10 @@ COLUMNS: dict[str, type] = {
     "text": str,
     "detail": str,
 }
+COLUMNS: dict[str, type] = {**_FIRST, "policy": int}
 _REQUIRED = ("trace_id", "at", "task", "route")
-_ZERO = ("cost_microusd", "latency_ms", "tokens_in", "tokens_out", "input_chars")
+_FIRST_ZERO = ("cost_microusd", "latency_ms", "tokens_in", "tokens_out", "input_chars")
+_ZERO = (*_FIRST_ZERO, "policy")
 _JSON: dict[str, Any] = {"reasons": [], "detail": {}}
 _INSERT = (
     f"INSERT OR REPLACE INTO traces ({', '.join(COLUMNS)}) "  # noqa: S608 - constants
@@ -48,16 +53,20 @@ _INSERT = (
 def _create_traces(tables: sqlite_utils.Database) -> None:
     traces = tables.create_table(
         "traces",
-        {"seq": int, **COLUMNS},
+        {"seq": int, **_FIRST},
         pk="seq",
-        not_null={*_REQUIRED, *_ZERO, *_JSON},
+        not_null={*_REQUIRED, *_FIRST_ZERO, *_JSON},
         strict=True,
     )
     traces.create_index(["trace_id"], unique=True)
     traces.create_index(["task", "seq"])
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_traces,)
+def _add_policy(tables: sqlite_utils.Database) -> None:
+    tables.table("traces").add_column("policy", int, not_null_default=0)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_traces, _add_policy)
 
 
 class Traces:
@@ -98,6 +107,23 @@ class Traces:
         """Return one trace with its JSON columns read, or ``None``."""
         rows = self._select("WHERE trace_id = ?", (trace_id,))
         return rows[0] if rows else None
+
+    def after(self, seq: int, limit: int) -> Iterator[dict[str, Any]]:
+        """Yield the oldest traces behind a number: what a report of the fleet needs of each.
+
+        Keys: seq, trace_id, at, task, route, latency_ms, cost_microusd and policy, the revision in
+        force (0 for none). A number is higher than that of every row there was before it.
+
+        Args:
+            seq: the last one seen; 0 for the first.
+            limit: how many at most.
+
+        """
+        yield from self._db.query(
+            "SELECT seq, trace_id, at, task, route, latency_ms, cost_microusd, policy "
+            "FROM traces WHERE seq > ? ORDER BY seq LIMIT ?",
+            (seq, limit),
+        )
 
     def latest(self, limit: int, task: str | None = None) -> list[dict[str, Any]]:
         """Return the newest traces first, of one task or all."""

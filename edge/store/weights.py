@@ -98,7 +98,7 @@ class Manifest(_Part):
     """
 
     name: str = Field(pattern=_NAME)
-    kind: Literal["encoder", "decoder", "head"]
+    kind: Literal["encoder", "decoder", "head", "tensor"]
     engine: Literal["onnx", "llamacpp", "head"]
     files: tuple[ManifestFile, ...] = Field(min_length=1)
     licence: str = Field(min_length=1)
@@ -203,6 +203,7 @@ class ModelStore:
         self._found: dict[str, Path] = {}
         self._manifests: dict[tuple[str, int, int, int], Manifest] = {}
         self._digests: dict[tuple[str, int, int, int], str] = {}
+        self._versions: dict[str, tuple[str, ...]] = {}
 
     def names(self) -> list[str]:
         """Return the names of all models, sorted."""
@@ -229,6 +230,25 @@ class ModelStore:
                 listed = ", ".join(known) or "none"
                 raise ConfigError(f"There is no model {name!r}; known models: {listed}.")
         return self._read(name, path)
+
+    def version(self, name: str) -> tuple[str, ...]:
+        """Return what tells this version of a model from others; cheap from the second time on.
+
+        The digests of its files, as its manifest was when first asked, and that of the manifest,
+        which says how they are loaded.
+
+        Raises:
+            ConfigError: no model has this name.
+            LoadError: the manifest cannot be read or is not valid.
+
+        """
+        found = self._versions.get(name)
+        if found is None:
+            manifest = self.manifest(name)
+            files = (f"{file.role} {file.sha256}" for file in manifest.files)
+            whole = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+            found = self._versions[name] = (f"manifest {whole}", *files)
+        return found
 
     def path(self, name: str, role: str = "weights") -> Path:
         """Return the first file with a role after all files of that role have been checked.
@@ -267,7 +287,8 @@ class ModelStore:
                 yield _name_in(own), own
             elif folder.is_dir():
                 for child in sorted(folder.iterdir()):
-                    if (child / MANIFEST).is_file():
+                    # ``name@digest`` is used only where a policy assigns that very digest.
+                    if "@" not in child.name and (child / MANIFEST).is_file():
                         yield child.name, child / MANIFEST
 
     def _read(self, name: str, path: Path) -> Manifest:

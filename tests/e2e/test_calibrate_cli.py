@@ -58,20 +58,20 @@ def kept_at(state):
 
 
 def test_a_certificate_reaches_the_runtime(tmp_path, rows):
-    done = run("calibrate", TASK, rows, "--risk", "0.2", "--json", state=tmp_path)
+    done = run("calibrate", TASK, rows, "--risk", "0.25", "--json", state=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     made = Calibration.load(kept_at(tmp_path))
     assert told["rows"] == len(lines())
     assert told["fitted_on"] + told["held_back"] == told["rows"]
-    assert told["certificate"]["threshold"] == made.certificate(0.2).threshold
+    assert told["certificate"]["threshold"] == made.certificate(0.25).threshold
     assert told["refusal"] is None
     assert 0.5 < told["error_auroc"] <= 1.0
     assert len(made.reference["similarity"]) == told["held_back"]
     pack = tmp_path / "desk.yaml"
     pack.write_text(
         "name: desk\nversion: 1\ntasks:\n  assistant_intent:\n    kind: classify\n"
-        "    model: clinc150-head\n    routing: {risk: 0.2}\n"
+        "    model: clinc150-head\n    routing: {risk: 0.25}\n"
     )
     with edge.open(pack, state=tmp_path, offline=True) as runtime:
         sure = runtime.run(TASK, "set a timer for ten minutes")
@@ -88,9 +88,9 @@ def test_a_refusal_is_exit_1_and_the_calibration_is_written(tmp_path, rows):
 
 
 def test_what_a_person_reads_fits_eighty_columns(tmp_path, rows):
-    done = run("calibrate", TASK, rows, "--risk", "0.2", state=tmp_path)
+    done = run("calibrate", TASK, rows, "--risk", "0.25", state=tmp_path)
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
-    for words in ("error AUROC", "Certificate: keep", "▲ certified", "┃", "$ per 1,000", "20 %"):
+    for words in ("error AUROC", "Certificate: keep", "▲ certified", "┃", "$ per 1,000", "25 %"):
         assert words in done.stdout
 
 
@@ -307,12 +307,12 @@ def test_a_replay_knows_what_audits_and_users_said(state):
 
 
 def test_a_replay_under_a_certificate(state, rows):
-    nothing = simulated(state, "--risk", "0.2")
+    nothing = simulated(state, "--risk", "0.25")
     assert nothing["simulated"]["kept"] == 0
-    assert "No certificate within 20 %" in nothing["notes"][0]
-    run("calibrate", TASK, rows, "--risk", "0.2", state=state)
-    certified = simulated(state, "--risk", "0.2")
-    threshold = Calibration.load(kept_at(state)).certificate(0.2).threshold
+    assert "No certificate within 25 %" in nothing["notes"][0]
+    run("calibrate", TASK, rows, "--risk", "0.25", state=state)
+    certified = simulated(state, "--risk", "0.25")
+    threshold = Calibration.load(kept_at(state)).certificate(0.25).threshold
     assert f"{threshold:.4f}" in certified["notes"][0]
     assert 0 < certified["simulated"]["kept"] < certified["tasks"]
 

@@ -15,6 +15,7 @@ import typer
 
 import edge
 from edge.cli.main import app, main
+from edge.overlay import json_schema, read_policy
 from edge.pack import load_pack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,17 +145,25 @@ def run(line, monkeypatch, capsys):
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_a_pack_is_whole(block, tmp_path):
+    if "policy" in block.name:
+        assert read_policy(block.body).sections
+        return
     (tmp_path / block.name).write_text(block.body, "utf-8")
     assert load_pack(tmp_path / block.name).tasks
+
+
+def test_the_schema_of_policies_is_the_one_published():
+    """Written by ``json.dumps(json_schema(), indent=2) + "\\n"``."""
+    assert read(DOCS / "policy.schema.json") == json.dumps(json_schema(), indent=2) + "\n"
 
 
 def test_scripts_and_targets_that_are_not_run_exist():
     text = "".join(block.body for block in blocks("sh"))
     scripts = re.findall(r"python (\S+\.py)", text)
-    targets = re.findall(r"^make (\w+)", text, re.MULTILINE)
+    targets = re.findall(r"^make ([\w-]+)", text, re.MULTILINE)
     assert scripts
     assert not [name for name in scripts if not (ROOT / name).is_file()]
-    known = re.findall(r"^(\w+):", read(ROOT / "Makefile"), re.MULTILINE)
+    known = re.findall(r"^([\w-]+):", read(ROOT / "Makefile"), re.MULTILINE)
     assert set(targets) <= set(known)
 
 

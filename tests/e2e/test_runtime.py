@@ -328,7 +328,9 @@ def test_a_damaged_model_is_never_used(tmp_path, name, harm, error, words):
             return
         with pytest.raises(error, match=words):
             opened.run("t", "play some jazz")
-        assert opened.traces.summary()["count"] == 0
+        (trace,) = opened.traces.latest(9)
+        assert (trace["route"], trace["reasons"]) == ("error", [error.__name__])
+        assert trace["detail"] == {}
 
 
 def test_the_fixed_beginning_of_a_prompt_is_kept_for_the_next_process(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from edge.cloud.pool import Pool
 from edge.errors import InputError
+from edge.overlay import compile_policy, read_policy
 from edge.runtime import Drained, Runtime
 from edge.task import Pack
 from edge.types import Reason, Route
@@ -353,3 +354,74 @@ def test_a_pool_is_never_asked_for_a_vector(world, folder):
         assert (result.route, result.value, result.task_id) == (Route.DEFERRED, None, None)
         assert result.reasons == (Reason.NO_LOCAL_MODEL, Reason.NO_POOL)
     assert world.requests == []
+
+
+def policy(revision, sections):
+    return compile_policy(read_policy(json.dumps(sections)), revision=revision, created_at=0.0)
+
+
+CALL = {"name": "pay", "day": "friday"}
+
+
+def test_a_pools_answer_that_calls_a_denied_tool_is_paid_for_and_not_given_out(world, folder):
+    world.script = [completion(json.dumps(CALL))]
+    with world.runtime(folder) as runtime:
+        assert runtime.run("when", TEXT).value == CALL
+        runtime.activate(policy(1, {"tools": {"pay": {"allow": False}}}))
+        result = runtime.run("when", TEXT)
+        assert (result.route, result.value) == (Route.ABSTAINED, None)
+        assert result.reasons[0] is Reason.TOOL_DENIED
+        assert result.cost_microusd == COST
+        assert money(runtime) == (["settled", "settled"], 2 * COST, 0)
+
+
+def test_a_drained_answer_that_calls_a_stopped_tool_ends_its_task(world, folder):
+    world.script = [completion(json.dumps(CALL))]
+    with world.runtime(folder, offline=True) as runtime:
+        task_id = runtime.run("when", TEXT).task_id
+        runtime.activate(None, stopped={"tools": ["pay"]})
+    with world.runtime(folder) as runtime:
+        assert runtime.drain([task_id]) == Drained(failed=1)
+        entry = runtime.book.queue.get(task_id)
+        assert (entry.state, entry.error.partition(":")[0]) == ("failed", "stopped")
+        assert entry.result is None
+        assert money(runtime) == (["settled"], COST, 0)
+
+
+def test_what_is_stopped_or_expired_asks_no_pool_and_may_wait(world, folder):
+    with world.runtime(folder) as runtime:
+        runtime.activate(None, tightened=True)
+        result = runtime.run("reply", TEXT)
+        assert result.reasons[-2:] == (Reason.POLICY_EXPIRED, Reason.QUEUED)
+        runtime.activate(None, tightened=False, stopped={"tasks": ["reply"]})
+        assert runtime.drain([result.task_id]) == Drained(waiting=1)
+        assert runtime.run("reply", TEXT).reasons == (Reason.STOPPED,)
+        assert world.requests == []
+        runtime.activate(None, stopped={})
+        assert runtime.drain([result.task_id]) == Drained(done=1)
+
+
+def test_a_pool_with_other_settings_is_another_pool_and_the_same_stays_open(world, folder):
+    with world.runtime(folder) as runtime:
+        runtime.run("reply", TEXT)
+        runtime.activate(policy(1, {"tasks": {"reply": {"description": "new"}}}))
+        runtime.run("reply", TEXT)
+        assert world.opened == ["default"]
+        runtime.activate(policy(2, {"pools": {"default": {"model": "large"}}}))
+        runtime.run("reply", TEXT)
+        assert world.opened == ["default", "default"]
+
+
+def test_a_task_that_waits_for_a_pool_that_was_taken_away_asks_its_own(world, folder):
+    with world.runtime(folder) as runtime:
+        task_id = runtime.book.queue.put(
+            "reply",
+            text=TEXT,
+            payload={"pool": "gone"},
+            reason="offline",
+            provisional=None,
+            trace_id="t",
+        )
+        assert runtime.drain() == Drained(done=1)
+        assert runtime.book.queue.get(task_id).state == "done"
+        assert world.opened == ["default"]

@@ -374,6 +374,29 @@ def test_a_fork_does_not_use_its_parents_connection(ledger):
     assert take(ledger, 1).state == "reserved"
 
 
+def test_another_cap_counts_for_all_that_hold_the_book(tmp_path, clock):
+    with Book.open(tmp_path, cap_microusd=100, period="day", clock=clock) as book:
+        kept = book.ledger
+        hold = take(book.ledger, 60)
+        book.limit(cap_microusd=100, period="day")
+        assert book.ledger is kept
+        book.limit(cap_microusd=50, period="day")
+        assert book.ledger.remaining_microusd() == 0
+        with pytest.raises(BudgetExceeded):
+            take(book.ledger, 1)
+        book.ledger.mark_sent(hold)
+        book.ledger.settle(hold, 60, tokens_in=1, tokens_out=1)
+        assert book.ledger.spent_microusd() == 60
+        book.limit(cap_microusd=100, period="total")
+        assert book.ledger.remaining_microusd() == 40
+        with pytest.raises(InputError):
+            book.limit(cap_microusd=-1, period="day")
+        assert book.ledger.remaining_microusd() == 40
+        book.limit(cap_microusd=None, period="month")
+        with pytest.raises(BudgetExceeded, match="no cap"):
+            take(book.ledger, 1)
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Two owners on one folder, one clock that jumps both ways, and a model of every hold.
 

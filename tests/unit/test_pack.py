@@ -51,6 +51,40 @@ def test_sections_give_defaults_and_may_be_upper_case(tmp_path):
     assert task.privacy.allow_cloud == "redacted"
 
 
+def test_a_pack_may_say_what_a_policy_may(tmp_path):
+    pack = load_pack(
+        pack_of(
+            tmp_path,
+            """
+            name: shop
+            version: 1
+            TASK_BUDGETS: {max_tool_ms: 900, mood: {p95_latency_slo_ms: 50}}
+            ROUTING:
+              default_model: mood-head
+              escalate_if: [{condition: confidence < 0.72}]
+            CACHING: {semantic_cache: {enabled: true, ttl_seconds: 60}}
+            TOOLS: {pay: {allow: false}}
+            tasks:
+              mood: {kind: classify, caching: {semantic_cache: {ttl_seconds: 5}}}
+              spam: {kind: classify, model: spam-head}
+              none: {kind: classify, model: null}
+            """,
+        )
+    )
+    mood, spam = pack.tasks["mood"], pack.tasks["spam"]
+    assert (mood.budget.max_tool_ms, mood.budget.p95_latency_slo_ms) == (900, 50)
+    assert (spam.budget.max_tool_ms, spam.budget.p95_latency_slo_ms) == (900, None)
+    assert [task.model for task in pack.tasks.values()] == ["mood-head", "spam-head", None]
+    assert spam.routing.escalate_if[0].condition.text == "confidence < 0.72"
+    assert (mood.caching.semantic_cache.enabled, mood.caching.semantic_cache.ttl_seconds) == (
+        True,
+        5,
+    )
+    assert spam.caching.semantic_cache.ttl_seconds == 60
+    assert not spam.caching.exact_cache.enabled
+    assert not pack.tools["pay"].allow
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -84,6 +118,12 @@ def test_sections_give_defaults_and_may_be_upper_case(tmp_path):
         (GOOD + "task_budgets: [1]\n", "at task_budgets: .*not list"),
         (GOOD + "routing: {keep_abov: 1}\n", "at routing.keep_abov: unknown key"),
         ("{name: shop, version: 1, routing: {keep_above: 3}, tasks: {}}", "routing.keep_above"),
+        (GOOD + "task_budgets: {gone: {max_tool_ms: 1}}\n", "task 'gone', which is unknown.*mood"),
+        (GOOD + "task_budgets: {mood: {max: 1}}\n", "at task_budgets.mood.max: unknown key"),
+        (GOOD + "caching: {exact_cache: {ttl: 1}}\n", "at caching.exact_cache.ttl: unknown key"),
+        (GOOD + "tools: {pay: {allow: 5}}\n", "at tools.pay.allow"),
+        (GOOD + "models: {m: {}}\n", "at models.m: needs exactly one of folder and digest"),
+        (GOOD.replace("mood-head", "m, routing: {default_model: n}"), "default_model: unknown key"),
         (GOOD + "memory: {budget_mb: 1.0e+300}\n", "memory.budget_mb"),
         (GOOD.replace("mood-head", "m, sampling: {penalty_last_n: 100000000}"), "penalty_last_n"),
     ],

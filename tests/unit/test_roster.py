@@ -6,7 +6,8 @@ import json
 import pytest
 
 import edge
-from edge.errors import ConfigError, LoadError
+from edge.config import assigned_folder
+from edge.errors import ConfigError, IntegrityError, LoadError
 from edge.pack import load_pack
 from edge.roster import all_tasks, check_models, model_store
 
@@ -119,3 +120,61 @@ def test_a_broken_manifest_is_named_and_others_do_no_harm(tmp_path):
         fit(pack_of(tmp_path, {"say": task("generate", "gone")}), tmp_path)
     with pytest.raises(LoadError, match="mine"):
         fit(pack_of(tmp_path, {"say": task("generate", "mine")}), tmp_path)
+
+
+def assigned(state, name, **changes):
+    """Put a model where the fleet's agent puts it, and return its digest."""
+    model_of(state / "fetched", name, "decoder", **changes)
+    raw = (state / "fetched" / "manifest.json").read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    (state / "fetched").rename(assigned_folder(state, name, digest))
+    return digest
+
+
+def assigning(folder, name, digest):
+    path = folder / "shop.yaml"
+    document = {"name": "shop", "version": 1, "models": {name: {"digest": digest}}, "tasks": {}}
+    path.write_text(json.dumps(document), "utf-8")
+    return load_pack(path)
+
+
+def test_an_assigned_model_is_taken_by_its_digest_and_before_a_shipped_one(tmp_path):
+    (tmp_path / "models").mkdir()
+    for name in ("mine", "actions-q8_0"):
+        old, new = (assigned(tmp_path, name, description=text) for text in ("old", "new"))
+        for digest, text in ((old, "old"), (new, "new")):
+            store = model_store(assigning(tmp_path, name, digest), tmp_path)
+            assert store.manifest(name).description == text
+            assert store.names().count(name) == 1
+            assert not [each for each in store.names() if "@" in each]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "words"),
+    [
+        (lambda manifest: manifest.unlink(), ConfigError, "mine .* is not on this device yet"),
+        (lambda manifest: manifest.write_text("{}"), IntegrityError, "mine .* not the assigned"),
+    ],
+)
+def test_an_assigned_model_that_is_not_that_model(tmp_path, break_it, error, words):
+    (tmp_path / "models").mkdir()
+    digest = assigned(tmp_path, "mine")
+    break_it(assigned_folder(tmp_path, "mine", digest) / "manifest.json")
+    with pytest.raises(error, match=words):
+        model_store(assigning(tmp_path, "mine", digest), tmp_path)
+
+
+def test_an_assigned_model_of_another_name(tmp_path):
+    (tmp_path / "models").mkdir()
+    digest = assigned(tmp_path, "mine")
+    folder = assigned_folder(tmp_path, "mine", digest)
+    folder.rename(assigned_folder(tmp_path, "yours", digest))
+    with pytest.raises(ConfigError, match=r"yours .* calls itself 'mine'"):
+        model_store(assigning(tmp_path, "yours", digest), tmp_path)
+
+
+def test_a_default_model_must_be_one(tmp_path):
+    path = tmp_path / "shop.yaml"
+    path.write_text("{name: shop, version: 1, routing: {default_model: gone}, tasks: {}}", "utf-8")
+    with pytest.raises(ConfigError, match="default model of pack shop is 'gone', but there is no"):
+        model_store(load_pack(path), tmp_path)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.policy.rules import read_rules
-from edge.route import Action, Circumstances, Terms, decide, plan
+from edge.route import Action, Circumstances, Terms, decide, denied, plan
 from edge.task import Privacy, Routing, TaskBudget, TaskSpec
 from edge.types import Draft, Reason, Verdict
 
@@ -37,6 +37,18 @@ def verdict(confidence=0.9, *, valid=True):
         ("raw", Circumstances(offline=True, has_pool=True), Reason.OFFLINE, True),
         ("raw", Circumstances(offline=False, has_pool=False), Reason.NO_POOL, True),
         (
+            "raw",
+            Circumstances(offline=True, has_pool=True, tightened=True),
+            Reason.POLICY_EXPIRED,
+            True,
+        ),
+        (
+            "never",
+            Circumstances(offline=False, has_pool=True, tightened=True),
+            Reason.PRIVACY_NEVER,
+            False,
+        ),
+        (
             "redacted",
             Circumstances(offline=False, has_pool=True),
             Reason.REDACTION_UNAVAILABLE,
@@ -47,6 +59,37 @@ def verdict(confidence=0.9, *, valid=True):
 def test_plan(allow, now, blocked, may_queue):
     found = plan(spec(allow), now)
     assert (found.cloud_blocked, found.may_queue) == (blocked, may_queue)
+
+
+def test_what_is_stopped_is_not_asked_for():
+    task = spec()
+    stopped = plan(task, Circumstances(offline=False, has_pool=True, stopped=True))
+    assert (stopped.local, stopped.cloud_blocked) == (False, Reason.STOPPED)
+    found = decide(task, stopped, None, verdict(valid=False))
+    assert (found.action, found.reasons, found.queue) == (Action.ABSTAIN, (Reason.STOPPED,), False)
+    halted = plan(task, Circumstances(offline=False, has_pool=True, halted=True))
+    assert (halted.local, halted.halted, halted.cloud_blocked) == (False, True, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "reason"),
+    [
+        ("extract", {"name": "pay", "amount": 3}, Reason.TOOL_DENIED),
+        ("extract", {"intent": "open"}, Reason.STOPPED),
+        ("extract", {"intent": "other", "name": "pay"}, Reason.TOOL_DENIED),
+        ("extract", {"name": "other", "tool": "pay"}, None),
+        ("extract", {"name": ["pay"]}, None),
+        ("extract", ["pay"], None),
+        ("extract", [{"name": "other"}, {"name": "pay"}], Reason.TOOL_DENIED),
+        ("extract", None, None),
+        ("classify", "pay", None),
+    ],
+)
+def test_a_call_is_denied_by_the_tool_it_names(kind, value, reason):
+    tools = {"pay": Reason.TOOL_DENIED, "open": Reason.STOPPED}
+    task = TaskSpec(kind=kind, output_schema={} if kind == "extract" else None)
+    assert denied(task, value, tools) is reason
+    assert denied(task, value, {}) is None
 
 
 @pytest.mark.parametrize("draft", [None, DRAFT])

@@ -68,3 +68,20 @@ def test_a_damaged_state_is_named(states):
         connection.execute("UPDATE states SET body = '[1'")
     with pytest.raises(StoreError, match="price"):
         states.read("price")
+
+
+def test_corrections_come_in_order_and_a_new_word_again(states):
+    states.label("a", task="spam", right=False, source="user", at=1.0)
+    states.label("b", task="spam", right=True, source="user", at=2.0)
+    states.label("c", task="spam", right=False, source="audit", at=3.0)
+    states.label("d", task="intent", right=False, source="user", at=4.0)
+    found = states.corrections_after(0, 9)
+    assert [(row["trace_id"], row["task"], row["at"]) for row in found] == [
+        ("a", "spam", 1.0),
+        ("d", "intent", 4.0),
+    ]
+    assert [row["trace_id"] for row in states.corrections_after(0, 1)] == ["a"]
+    last = found[-1]["seq"]
+    assert states.corrections_after(last, 9) == []
+    states.label("a", task="spam", right=False, source="user", at=5.0)
+    assert [row["trace_id"] for row in states.corrections_after(last, 9)] == ["a"]

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from edge.errors import InputError, StoreError
-from edge.store.traces import COLUMNS, Traces
+from edge.store.db import open_migrated
+from edge.store.traces import COLUMNS, MIGRATIONS, Traces
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def test_every_column_comes_back(traces):
         input_chars=9,
         text="née",
         detail={"signals": {"margin": 1.0}},
+        policy=7,
     )
     assert set(full) == set(COLUMNS)
     traces.append(full)
@@ -57,6 +59,41 @@ def test_the_latest_row_of_an_id_stays(traces):
         ("a", "cloud"),
         ("b", "local"),
     ]
+
+
+def test_what_came_after_a_number_comes_oldest_first(traces):
+    traces.append_all(
+        trace(str(n), policy=n, latency_ms=float(n), cost_microusd=2 * n) for n in range(5)
+    )
+    first, second = traces.after(0, 2)
+    assert first == {
+        "seq": 1,
+        "trace_id": "0",
+        "at": 1.5,
+        "task": "spam",
+        "route": "local",
+        "latency_ms": 0.0,
+        "cost_microusd": 0,
+        "policy": 0,
+    }
+    assert [row["policy"] for row in traces.after(second["seq"], 9)] == [2, 3, 4]
+    traces.append(trace("4", policy=9))
+    assert [row["policy"] for row in traces.after(5, 9)] == [9]
+    assert list(traces.after(6, 9)) == []
+
+
+def test_a_file_of_the_first_schema_gets_the_column(tmp_path):
+    old = open_migrated(tmp_path / "traces.db", MIGRATIONS[:1])
+    with old.reading() as connection:
+        connection.execute(
+            "INSERT INTO traces (trace_id, at, task, route, cost_microusd, latency_ms, tokens_in, "
+            "tokens_out, input_chars, reasons, detail) "
+            "VALUES ('old', 1.0, 'spam', 'local', 0, 1.0, 0, 0, 5, '[]', '{}')"
+        )
+    old.close()
+    with Traces.open(tmp_path) as opened:
+        opened.append(trace("new", policy=3))
+        assert [row["policy"] for row in opened.latest(9)] == [3, 0]
 
 
 def test_latest_and_prune(traces):
@@ -118,7 +155,7 @@ def test_files_are_private(tmp_path, traces):
 def test_inspect_names_the_journal_and_the_rows(traces):
     traces.append(trace())
     report = traces.inspect()
-    assert (report["journal_mode"], report["rows"]) == ("wal", {"migrations": 1, "traces": 1})
+    assert (report["journal_mode"], report["rows"]) == ("wal", {"migrations": 2, "traces": 1})
 
 
 def test_a_closed_store_says_so(tmp_path):

@@ -114,6 +114,33 @@ def test_what_is_in_use_stays():
     assert house.here == ["b", "c"]
 
 
+def test_another_version_is_another_model_beside_the_first():
+    house = House(30)
+    leases = [house.residency.lease("a", lambda: house.load("a"), version=v) for v in "xyx"]
+    with leases[0] as old, leases[1] as new, leases[2] as again:
+        assert old is again
+        assert old is not new
+    assert house.here == ["a", "a"]
+    assert house.residency.unload("a")
+    assert house.here == []
+
+
+def test_what_is_retired_leaves_once_it_is_free_pinned_or_not():
+    house = House(pinned=["a"])
+    house.use("a", "b", "c")
+    with house.lease("a") as held:
+        house.residency.retire({("a", None), ("b", None), ("never", None)})
+        assert house.here == ["a", "c"]
+        assert not held.closed
+    assert held.closed
+    assert house.here == ["c"]
+    house.use("b")  # by a call that began before
+    assert house.here == ["c"]
+    house.residency.retire(())
+    house.use("a", "b")
+    assert house.here == ["a", "b", "c"]
+
+
 def test_pinned_ones_stay():
     house = House(20, pinned=["a"], keep_alive_s=5)
     house.use("a", "b", "c")

@@ -76,6 +76,19 @@ def test_rows_out_of_scope_count_as_wrong():
     assert mean[0] > mean[1] + 0.3
 
 
+def test_rows_that_the_encoder_knows_are_learnt_from_and_judge_nothing():
+    vectors, labels, texts = blobs()
+    known = [label == "tax" or row % 4 > 0 for row, label in enumerate(labels)]
+    wrong = {"bill": "card", "card": "bill", "tax": "tax"}
+    told = [label if k else wrong[label] for label, k in zip(labels, known, strict=True)]
+    made = train_on_vectors(vectors, told, texts=texts, encoder_digest="d", known=known)
+    new = [label for label, k in zip(told, known, strict=True) if not k]
+    assert made.held_out.truth == tuple(new)
+    assert (made.report.rows, made.report.counts["card"]) == (len(new), 10)
+    assert made.report.accuracy < 0.4  # the known rows teach the other label
+    assert made.head.predict(vectors[-1], texts[-1]).label == "tax"
+
+
 def test_a_head_trains_on_two_rows_a_label():
     vectors, labels, _ = blobs(2)
     texts = [f"text {row}" for row in range(len(labels))]

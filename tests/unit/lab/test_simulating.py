@@ -186,3 +186,7 @@ def test_a_trace_without_a_draft_is_one_that_no_model_answered():
 
 def test_a_kept_answer_without_signals_cannot_be_replayed():
     assert seen(row(detail={})) is None
+
+
+def test_an_answer_from_the_cache_is_that_of_another_trace():
+    assert seen(row(route="cache", detail={"from": "b", "policy": 0, "tier": "spam"})) is None

@@ -1,0 +1,165 @@
+"""A device's report to its hub: put together once, sent until it is answered, then acknowledged.
+
+Guarantees that a report which was answered, but whose answer was lost, is sent again byte for byte,
+so that the hub counts it once. Pure but for reading the state folder's files.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from edge.store.db import Database, open_database
+from edge.store.states import States
+from edge.store.traces import Traces
+from edge_sync.agent import health, rows
+from edge_sync.agent.memory import Memory, Pending
+from edge_sync.wire import Have, SyncReply, SyncRequest
+
+GZIP_FROM_BYTES = 1_000
+SHORTEST_SYNC_S, LONGEST_SYNC_S = 1.0, 86_400.0
+_WAITING = "SELECT count(*) AS n FROM queued WHERE state IN ('waiting', 'claimed')"
+
+
+@dataclass(slots=True)
+class Records:
+    """The files of a state folder that a report is made of; the agent's own connections."""
+
+    folder: Path
+    traces: Traces
+    states: States
+    money: Database | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open what is there.
+
+        Raises:
+            StoreError: the folder cannot be used.
+
+        """
+        traces = Traces.open(folder)
+        try:
+            return cls(folder, traces, States.open(folder))
+        except BaseException:
+            traces.close()
+            raise
+
+    def ledger(self) -> Database | None:
+        """Return the money file, or ``None`` where no runtime has made one yet."""
+        path = self.folder / "money.db"
+        if self.money is None and path.exists():
+            self.money = open_database(path, durable=True)
+        return self.money
+
+    def close(self) -> None:
+        """Close the files."""
+        self.traces.close()
+        self.states.close()
+        if self.money is not None:
+            self.money.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a report says of the device beside its records."""
+
+    at: float
+    runtime: str
+    pack: str
+    have: Have
+    models: Mapping[str, str]
+
+    @property
+    def told(self) -> str:
+        """What the hub should hear of at once when it changes."""
+        models = ",".join(f"{name}@{digest}" for name, digest in sorted(self.models.items()))
+        return f"{self.have.revision}.{self.have.serial}.{models}"
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A report, and whether more is left to tell."""
+
+    pending: Pending
+    more: bool
+
+
+def compose(memory: Memory, records: Records, facts: Facts, *, draw: Callable[[], str]) -> Composed:
+    """Put a report together.
+
+    Args:
+        memory: of an enrolled device.
+        records: to count.
+        facts: of the device.
+        draw: a random id.
+
+    Raises:
+        StoreError: a file of the state folder cannot be read.
+
+    """
+    counted = health.take(records.traces, records.states, memory.counted)
+    money = records.ledger()
+    taken = rows.take(money, records.traces, memory.rows) if money else None
+    request = SyncRequest(
+        device_id=memory.device_id,
+        incarnation=memory.incarnation,
+        request_id=draw(),
+        nonce=memory.nonce,
+        at=facts.at,
+        runtime=facts.runtime,
+        pack=facts.pack,
+        have=facts.have,
+        refused=list(memory.refusals),
+        health=counted.health,
+        rows=taken.rows if taken else [],
+        waiting=money.query(_WAITING)[0]["n"] if money else 0,
+        models=dict(facts.models),
+    )
+    pending = Pending(
+        request_id=request.request_id,
+        body=request.model_dump_json(exclude_defaults=True),
+        told=facts.told,
+        refusals=len(memory.refusals),
+        counted=counted.after,
+        rows=taken.after if taken else memory.rows,
+        low=taken.low if taken else None,
+    )
+    return Composed(pending, counted.more or bool(taken and taken.more))
+
+
+def packed(body: str) -> tuple[bytes, dict[str, str]]:
+    """Return a body as it is sent, and the headers that say how."""
+    plain = body.encode()
+    headers = {"Content-Type": "application/json"}
+    if len(plain) < GZIP_FROM_BYTES:
+        return plain, headers
+    return gzip.compress(plain, mtime=0), headers | {"Content-Encoding": "gzip"}
+
+
+def acknowledge(memory: Memory, pending: Pending, reply: SyncReply) -> Memory:
+    """Return what to remember once a report was answered.
+
+    A receipt below an earlier one means that the hub was set back to a backup.
+    """
+    after = rows.acknowledged(
+        pending.rows, pending.low, receipt=reply.receipt, watermark=reply.watermark
+    )
+    if reply.receipt < memory.receipt:
+        after = rows.after_restore(after, watermark=reply.watermark)
+    return memory.but(
+        nonce=reply.nonce,
+        token=reply.token,
+        receipt=reply.receipt,
+        watermark=reply.watermark,
+        quarantined=reply.quarantined,
+        next_sync_s=min(max(SHORTEST_SYNC_S, reply.next_sync_s), LONGEST_SYNC_S),
+        counted=pending.counted,
+        rows=after,
+        refusals=memory.refusals[pending.refusals :],
+        told=pending.told,
+        pending=None,
+    )

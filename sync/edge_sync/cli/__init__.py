@@ -1,0 +1,1 @@
+"""The command ``edge-hub``: one module a group of commands."""

@@ -1,0 +1,1 @@
+"""What the hub does, over its database and its keys."""
