@@ -171,37 +171,44 @@ def train_on_vectors(
     seed: int = 0,
     l2: float = L2,
     extra: Calibrating | None = None,
+    known: Sequence[bool] | None = None,
     progress: Progress | None = None,
 ) -> TrainedHead:
     """Train a head on vectors float32 ``[n, dimensions]``; see ``train_head``.
 
-    Without ``texts`` the head knows no words.
+    Without ``texts`` the head knows no words. ``known`` rows are ones that the encoder itself was
+    trained on: every fold learns from them, and nothing is judged by them, since no head can be
+    as right on new texts. The report and what was held out are then of the other rows.
     """
     tell = progress or (lambda _what, _done, _of: None)
     names = sorted(set(labels))
     index = {name: at for at, name in enumerate(names)}
     targets = np.array([index[label] for label in labels])
     rows = _Rows(vectors, targets, texts, None if texts is None else count_table(list(texts)))
-    fold = stratified_folds(targets, folds, seed)
+    judged = np.ones(len(targets), bool) if known is None else ~np.array(known, bool)
+    fold = np.full(len(targets), -1)
+    fold[judged] = stratified_folds(targets[judged], folds, seed)
     fixed: _Fixed = {"names": names, "encoder_digest": encoder_digest, "l2": l2, "seed": seed}
     trials = []
     for part in range(folds):
         tell("cross-validation", part, folds)
         trials.append(_fit(rows.where(fold != part), **fixed))
     tell("cross-validation", folds, folds)
-    trials = _blended(trials, rows, fold)
     whole = _fit(rows, **fixed)
+    rows, fold = rows.where(judged), fold[judged]
+    labels = [label for label, kept in zip(labels, judged.tolist(), strict=True) if kept]
+    trials = _blended(trials, rows, fold)
     head = _with_blends(whole, trials[0])
     plain = _answered(trials, rows.vectors, [None] * len(labels), fold)
-    held = plain if texts is None else _answered(trials, rows.vectors, list(texts), fold)
+    held = plain if rows.texts is None else _answered(trials, rows.vectors, rows.texts, fold)
     report_on = list(held)
     truth = list(labels)
     if extra is not None:
-        known = extra.texts if texts is not None else None
+        words = extra.texts if texts is not None else None
         none = [None] * len(extra.targets)
         parts = np.arange(len(extra.targets)) % folds
         plain = plain + _answered(trials, extra.vectors, none, parts)
-        held = held + _answered(trials, extra.vectors, list(known) if known else none, parts)
+        held = held + _answered(trials, extra.vectors, list(words) if words else none, parts)
         truth += list(extra.targets)
         fold = np.concatenate([fold, parts])
     head, ece = _calibrated(head, plain, held, truth)

@@ -1,11 +1,13 @@
-"""Trains the four shipped heads on the int8 encoder and measures them on the bench splits.
+"""Trains the four shipped heads on the int8 encoders and measures them on the bench splits.
 
     python models/recipes/heads.py --data ../shared/data
 
 Settings were chosen by cross-validation on the training rows (see `edge/lab/heads.py`); the bench
 rows are only measured on. sms_spam has no bench split: a fifth of its messages, chosen by a hash
-of the text, is held out. Embeddings are kept under `--cache` between runs. What heads answered to
-training rows they did not see goes to `--held-out`, one `.npz` per head, for `bench/tape.py`.
+of the text, is held out. Heads on `intents-l6-int8` are judged and calibrated on the rows that were
+spared when that encoder was trained (`intents.py`), and learn from all. Embeddings are kept under
+`--cache` between runs. What heads answered to training rows they did not see goes to `--held-out`,
+one `.npz` per head, for `bench/tape.py`.
 """
 
 from __future__ import annotations
@@ -27,22 +29,24 @@ from edge.backends.onnx.encoder import OnnxEncoder
 from edge.lab.heads import Calibrating, HeldOut, train_on_vectors
 
 Floats = NDArray[np.float32]
-ENCODER = Path("models/minilm-l6-int8")
+GENERAL, INTENTS = "minilm-l6-int8", "intents-l6-int8"
+SPARED = 38  # of 256: the share of training rows that no intent encoder is trained on
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: its files, and where the labels come from."""
+    """One data set: its files, where the labels come from, and the encoder its head reads."""
 
     folder: str
     licence: str
     origin: str
+    encoder: str = GENERAL
 
 
 SOURCES = {
     "banking77-head": Source("banking77", "CC BY 4.0", "PolyAI-LDN/task-specific-datasets"),
-    "clinc150-head": Source("clinc150", "CC BY 3.0", "clinc/oos-eval"),
-    "hwu64-head": Source("hwu64", "CC BY 4.0", "xliuhw/NLU-Evaluation-Data"),
+    "clinc150-head": Source("clinc150", "CC BY 3.0", "clinc/oos-eval", INTENTS),
+    "hwu64-head": Source("hwu64", "CC BY 4.0", "xliuhw/NLU-Evaluation-Data", INTENTS),
     "sms-spam-head": Source("sms_spam", "CC BY 4.0", "UCI SMS Spam Collection"),
 }
 
@@ -69,6 +73,11 @@ def read(path: Path) -> Rows:
 def is_held_out(text: str) -> bool:
     """Return whether a message belongs to the held-out fifth."""
     return hashlib.sha256(text.encode()).digest()[0] < 51
+
+
+def spared(text: str) -> bool:
+    """Return whether a training row is kept from intent encoders, about one in seven."""
+    return hashlib.sha256(f"tune{text}".encode()).digest()[0] < SPARED
 
 
 def splits(name: str, data: Path) -> tuple[Rows, Rows, Rows | None, Rows | None]:
@@ -158,10 +167,20 @@ def build(
     name: str, data: Path, out: Path, vectors: Vectors, *, digest: str, held_out: Path
 ) -> dict[str, Any]:
     """Train, save and measure one head."""
+    source = SOURCES[name]
     train, bench, near, far = splits(name, data)
+    known = None
+    if source.encoder == INTENTS:
+        known = [not spared(text) for text in train.texts]
+        near = near.where([spared(text) for text in near.texts]) if near else None
     extra = Calibrating(vectors.of(near), near.labels, near.texts) if near else None
     trained = train_on_vectors(
-        vectors.of(train), train.labels, texts=train.texts, encoder_digest=digest, extra=extra
+        vectors.of(train),
+        train.labels,
+        texts=train.texts,
+        encoder_digest=digest,
+        extra=extra,
+        known=known,
     )
     keep_held_out(held_out / f"{name}.npz", trained.held_out)
     folder = out / name
@@ -170,7 +189,6 @@ def build(
     head = Head.load(folder / f"{name}.safetensors")
     quality = measure(head, vectors.of(bench), bench, (vectors.of(far), far) if far else None)
     quality["cross_validation"] = round(trained.report.accuracy, 4)
-    source = SOURCES[name]
     facts = {
         "kind": "head",
         "engine": "head",
@@ -179,7 +197,7 @@ def build(
         "sources": [{"name": source.folder, "licence": source.licence, "origin": source.origin}],
         "recipe": "models/recipes/heads.py",
         "parameters": head.parameters,
-        "encoder": {"name": ENCODER.name, "sha256": digest},
+        "encoder": {"name": source.encoder, "sha256": digest},
         "quality": quality,
         "versions": versions("numpy", "onnxruntime", "safetensors", "tokenizers"),
     }
@@ -195,18 +213,23 @@ def main() -> None:
     parser.add_argument("--cache", default="build/vectors")
     parser.add_argument("--held-out", default="build/tapes/held-out")
     parser.add_argument("--only", choices=tuple(SOURCES), help="build this head alone")
-    parser.add_argument("--weights", default=str(ENCODER / f"{ENCODER.name}.onnx"))
+    parser.add_argument("--encoders", default="models", help="where the encoders' folders lie")
     arguments = parser.parse_args()
-    weights = Path(arguments.weights)
-    digest = sha256(weights)
-    encoder = OnnxEncoder.open(
-        weights, tokenizer=ENCODER / "tokenizer.json", name=ENCODER.name, digest=digest, threads=1
-    )
-    vectors = Vectors(encoder, Path(arguments.cache))
+    cache = Path(arguments.cache)
     data, out, held = (Path(arguments.data), Path(arguments.out), Path(arguments.held_out))
     for name in (arguments.only,) if arguments.only else SOURCES:
+        encoder = open_encoder(Path(arguments.encoders) / SOURCES[name].encoder)
+        vectors, digest = Vectors(encoder, cache), encoder.info.digest
         quality = build(name, data, out, vectors, digest=digest, held_out=held)
         print(name, json.dumps(quality), flush=True)
+
+
+def open_encoder(folder: Path) -> OnnxEncoder:
+    """Return the encoder of a shipped model's folder."""
+    weights = folder / f"{folder.name}.onnx"
+    tokenizer = folder / "tokenizer.json"
+    digest = sha256(weights)
+    return OnnxEncoder.open(weights, tokenizer, name=folder.name, digest=digest, threads=1)
 
 
 if __name__ == "__main__":

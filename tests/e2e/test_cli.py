@@ -284,7 +284,7 @@ def test_nothing_is_cut_on_a_narrow_terminal(tmp_path, command, columns):
     assert max(len(line) for line in words.splitlines()) <= columns
     assert "…" not in words
     wanted = {
-        "models list": ("clinc150-head", "accuracy 0.965 over 2236", "2.8 MB", "exact match"),
+        "models list": ("clinc150-head", "accuracy 0.972 over 2236", "2.8 MB", "exact match"),
         "doctor": ("clinc150-head", "remaining $1 ", "Nothing is wrong"),
         "queue list": ("colourless", "waiting"),
     }
