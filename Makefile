@@ -18,7 +18,7 @@ fleet-demo: $(VENV)/.dev
 	$(BIN)/edge-hub demo
 
 test: gates
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 gates: $(VENV)/.dev
 	$(BIN)/ruff check .

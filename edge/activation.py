@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from edge.config import shortened
-from edge.errors import ConfigError, EdgeError, PolicyError, StoreError
+from edge.errors import Busy, ConfigError, EdgeError, PolicyError, StoreError
 from edge.local import LocalTask
 from edge.overlay import FORMAT, Document, Policy, lay, load_document, read_policy
 from edge.pack import read_bytes
@@ -34,6 +34,8 @@ Laid: TypeAlias = Document | Policy | None
 GOLDEN = "golden"
 """The role of a model's file of cases that it must answer: a JSON list of objects with ``text``
 and ``value``, and ``task`` where not every task on the model is meant."""
+
+_AFTER_THE_DRAFT = {"caching", "description", "privacy", "routing"}
 
 
 class Activation:
@@ -110,6 +112,8 @@ class Activation:
                     laid = self._read(document)
                     revision = laid.revision
                 self._take(laid, document, stopped, tightened, check=check, beside=(trust, etag))
+            except (Busy, StoreError):  # no fault of the policy: another time it may be taken
+                raise
             except EdgeError as error:
                 if document is not None:
                     with suppress(StoreError):  # it must not hide the cause
@@ -145,7 +149,7 @@ class Activation:
         else:
             standing = self._stand(laid, switches)
             if check:
-                check_answers(standing)
+                check_answers(standing, self.standing)
         trust, etag = beside
         if isinstance(laid, Document) and document is not None:
             self._policies.activate(
@@ -256,17 +260,23 @@ def read_own(path: Path) -> Document | Policy:
     return read_policy(raw, what=f"Policy {shortened(path.name)}")
 
 
-def check_answers(standing: Standing) -> None:
-    """Answer each task's first sample and the golden cases of its model, on the device.
+def check_answers(standing: Standing, before: Standing) -> None:
+    """Answer each changed task's first sample and the golden cases of its model, on the device.
 
-    Nothing is recorded, watched or sent.
+    What answers as before is left out: that it is broken is no reason against a policy. Nothing is
+    recorded, watched or sent.
 
     Raises:
+        Busy: there is no room for a model now.
         PolicyError: a call raised, or gave another value than the golden case says.
 
     """
     for task in standing.tasks.values():
         if task.spec.model is None or not standing.world.runs(task.name):
+            continue
+        if before.world.runs(task.name) and _maker(standing, task.name) == _maker(
+            before, task.name
+        ):
             continue
         for text in task.spec.samples[:1]:
             _answered(standing, task, text)
@@ -280,10 +290,23 @@ def check_answers(standing: Standing) -> None:
                 )
 
 
+def _maker(standing: Standing, name: str) -> tuple[Any, ...] | None:
+    """Return what makes a task's drafts; ``None`` where there is no such task."""
+    task = standing.tasks.get(name)
+    if task is None:
+        return None
+    pack, needed = standing.pack, standing.needed[name]
+    said = task.spec.model_dump(exclude=_AFTER_THE_DRAFT)
+    places = [pack.models.get(model) for model in sorted(dict(needed))]
+    return said, task.prompt, needed, places, pack.calibration.get(name)
+
+
 def _answered(standing: Standing, task: LocalTask, text: str) -> Json:
     """Return what the device answers."""
     try:
         return standing.models.draft(task, text).value
+    except (Busy, StoreError):
+        raise
     except Exception as error:  # whatever it is, this policy must not be taken
         reason = error.message if isinstance(error, EdgeError) else type(error).__name__
         raise PolicyError(

@@ -85,9 +85,12 @@ def is_file(path: Path) -> bool:
 
 
 def shortened(path: str) -> str:
-    """Return a path as a message can show it: printable, and not longer than a line."""
+    """Return a path as a message can show it: printable, both ends, not longer than a line."""
     shown = path if path.isprintable() else repr(path)[1:-1]
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    if len(shown) <= _SHOWN:
+        return shown
+    half = _SHOWN // 2
+    return f"{shown[:half]}...{shown[-half:]}"
 
 
 def _reason(error: Exception) -> str:

@@ -142,9 +142,9 @@ class Lookup:
         if habit is None or not looked.key or not is_final(result):
             return
         tier = None if result.route is Route.CLOUD else found.tier
-        if self._is_dear(tier) and habit.similar and looked.vector is None:
-            looked = replace(looked, vector=self._vector(call.text))
-        vector = looked.vector if habit.similar and self._is_dear(tier) else None
+        vector = None
+        if habit.similar is not None and self._is_dear(tier):
+            vector = self._vector(call.text) if looked.vector is None else looked.vector
         if habit.exact_s is None and vector is None:
             return
         kept = Kept(

@@ -160,13 +160,14 @@ def lay(pack: Pack, document: Document | Policy) -> Pack:
 
     Raises:
         ConfigError: the result is no pack, or the policy names a task, a pool or a value for
-            conditions that is not there.
+            conditions that is not there, or gives such a value another type.
 
     """
     what = f"{document.what} over pack {pack.name}"
     sections = at_tasks(document.sections)
     base = pack.model_dump(exclude_unset=True)
     check_tasks_known(sections, base["tasks"], what)
+    _check_context(what, sections.get("context", {}), pack)
     base["tasks"] = overruled(base["tasks"], defaults(sections))
     result = assembled(merged(base, sections), what)
     for place, pool in _pools_named(sections):
@@ -263,6 +264,16 @@ def _pools_named(sections: Sections) -> Iterator[tuple[str, str]]:
     for place, routing in places.items():
         if "pool" in routing:
             yield f"{place}.pool", routing["pool"]
+
+
+def _check_context(what: str, declared: Mapping[str, Type], pack: Pack) -> None:
+    """Make sure that what apps already tell of their calls stays what it is."""
+    for name, kind in declared.items():
+        if pack.context.get(name, kind) != kind:
+            raise ConfigError(
+                f"{what} declares context.{name} as {kind}, but the pack as {pack.context[name]}.",
+                hint="Apps pass what the pack declares: use another name.",
+            )
 
 
 def _check_pool(what: str, pool: str, pack: Pack) -> None:

@@ -107,7 +107,7 @@ class Runtime:
 
         It is laid over the pack, and the models answer samples and golden cases first. Calls that
         have begun end as they began; a lower cap counts for them too. On any error the old policy
-        stays, and the refusal is noted.
+        stays; that the policy was refused is noted.
 
         Args:
             document: a compiled, verified policy. What is ``None`` stays, here and below.
@@ -118,6 +118,7 @@ class Runtime:
             etag: what the hub calls this state.
 
         Raises:
+            Busy: there is no room for a model now.
             ConfigError: it is no policy, or does not fit the pack; or the app brought its own.
             ModelError: a model that it names is missing or damaged.
             PolicyError: it fails the self-check.

@@ -29,7 +29,7 @@ FILE = "cache.db"
 MAX_ROWS = 20_000
 MAX_BYTES = 64 * 2**20
 MAX_ANSWER_CHARS = 65_536
-"""A longer answer is not kept."""
+"""An answer that is longer as JSON is not kept."""
 
 _BETWEEN_CHECKS = 256  # rows that this process adds before the bounds are looked at again
 _ROW_BYTES = 600  # of a row without answer and vector, with its share of the indexes
@@ -197,12 +197,13 @@ class Cache:
             StoreError: the file cannot be written; all is as before.
 
         """
-        answer = json.dumps(kept.value, ensure_ascii=False, separators=(",", ":"))
+        # In ASCII, since a model may answer with half of a surrogate pair, which no file takes.
+        answer = json.dumps(kept.value, separators=(",", ":"))
         if len(answer) > MAX_ANSWER_CHARS:
             return False
         low, high = kept.interval or (None, None)
         blob = None if kept.vector is None else kept.vector.astype(np.float16).tobytes()
-        size = _ROW_BYTES + len(answer.encode()) + len(blob or b"")
+        size = _ROW_BYTES + len(answer) + len(blob or b"")
         row = (
             *(kept.task, kept.key, kept.input_sha256, answer, kept.confidence, low, high),
             *(int(kept.certified), kept.route, kept.tier, kept.model, kept.device, kept.trace_id),

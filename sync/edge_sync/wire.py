@@ -25,6 +25,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Money = Annotated[int, Field(ge=0, le=10**15)]
+Version = Annotated[int, Field(ge=0, lt=2**53)]
+Moment = Annotated[float, Field(ge=-1e11, le=1e11, allow_inf_nan=False)]
+"""Seconds since the epoch, within 3,170 years of it."""
+Label = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Words for a person's screen: no control characters."""
 Text = Annotated[str, Field(max_length=2_000)]
 
 
@@ -54,7 +59,7 @@ class EnrolRequest(_Wire):
     code: str = Field(max_length=200)
     public_key: str = Field(pattern=r"^[0-9a-f]{64}$")
     name: str = Field(default="", max_length=100)
-    runtime: str = Field(default="", max_length=40)
+    runtime: Label = Field(default="", max_length=40)
     signature: str = Field(max_length=200)
 
 
@@ -77,10 +82,10 @@ class EnrolReply(_Wire):
 class Have(_Wire):
     """Which versions of signed metadata a device holds; 0 for none."""
 
-    root: int = Field(default=0, ge=0)
-    timestamp: int = Field(default=0, ge=0)
-    serial: int = Field(default=0, ge=0)
-    revision: int = Field(default=0, ge=0)
+    root: Version = 0
+    timestamp: Version = 0
+    serial: Version = 0
+    revision: Version = 0
 
     @property
     def etag(self) -> str:
@@ -98,7 +103,7 @@ class Health(_Wire):
 
     """
 
-    revision: int = Field(ge=0)
+    revision: Version
     hour: int = Field(ge=0, lt=10**8)
     tasks: Count = 0
     errors: Count = 0
@@ -121,14 +126,14 @@ class LedgerRow(_Wire):
     state: Literal["reserved", "sent", "settled", "released", "unclear"]
     held_microusd: Money = 0
     cost_microusd: Money = 0
-    at: float
-    revision: int = Field(default=0, ge=0)
+    at: Moment
+    revision: Version = 0
 
 
 class Refusal(_Wire):
     """A policy that a device would not take, and why."""
 
-    revision: int = Field(ge=0)
+    revision: Version
     reason: Text
 
 
@@ -151,15 +156,15 @@ class SyncRequest(_Wire):
     incarnation: int = Field(ge=0)
     request_id: Id
     nonce: str = Field(max_length=64)
-    at: float
-    runtime: str = Field(default="", max_length=40)
-    pack: str = Field(default="", max_length=64)
+    at: Moment
+    runtime: Label = Field(default="", max_length=40)
+    pack: Label = ""
     have: Have = Have()
     refused: list[Refusal] = Field(default=[], max_length=20)
     health: list[Health] = Field(default=[], max_length=1_000)
     rows: list[LedgerRow] = Field(default=[], max_length=MAX_ROWS)
-    waiting: Count = 0
-    models: dict[Name, str] = Field(default={}, max_length=100)
+    waiting: int = Field(default=0, ge=0, lt=2**31)
+    models: dict[Name, Label] = Field(default={}, max_length=100)
 
 
 class Attested(_Wire):

@@ -68,11 +68,9 @@ class HubProcess:
         made = enrolment.make_code(self.hub, group="default", uses=5, expires_s=3_600.0, who="test")
         return made.text
 
-    def publish(self, text):
+    def publish(self, text, group="default"):
         checked = policies.check(self.hub, text.encode(), what="policy.yaml")
-        made = policies.publish(
-            self.hub, checked, message="A test", who="test", at_once=["default"]
-        )
+        made = policies.publish(self.hub, checked, message="A test", who="test", at_once=[group])
         return made.revision
 
     def device(self):
@@ -218,6 +216,31 @@ def test_a_clock_ten_years_off_is_reported_and_follows_all_the_same(server, open
     with server.hub.store.reading() as connection:
         assert "device.clock" in set(connection.execute(select(audit.c.what)).scalars())
     assert not device.summary()["tightened"]
+
+
+def test_a_moved_device_follows_its_new_group_and_no_longer_the_old_one(server, opened):
+    """The new group runs nothing at first."""
+    fleet.add_group(server.hub, "shops", who="test")
+    device = opened(server.url)
+    device.enrol(server.code())
+    first = server.publish(STRICT % 0.9)
+    assert until(lambda: device.sync().change is Change.ACTIVATED)
+    assert move(server.hub, device, "shops") == 0
+    assert until(lambda: device.sync().change is Change.TRUST)
+    assert device.summary()["group"] == "shops"
+    server.publish(STRICT % 0.8)
+    second = server.publish(STRICT % 0.7, "shops")
+    assert until(lambda: device.sync().change is Change.ACTIVATED)
+    assert device.summary()["policy"] == second > first
+    assert move(server.hub, device, "default") > second  # older content, as a new revision
+    assert until(lambda: device.sync().change is Change.ACTIVATED)
+    assert device.summary()["policy"] > second
+    assert device.summary()["group"] == "default"
+
+
+def move(hub, device, group):
+    found = fleet.find_device(hub, device.memory().device_id)
+    return fleet.move(hub, found, group=group, who="test")
 
 
 def test_a_replayed_sync_is_refused_and_the_device_works_on(server, opened, tmp_path):

@@ -147,6 +147,14 @@ def not_finite(device):
     return at.replace(b"12345.0", b"NaN")
 
 
+def too_large(device):
+    return device.body().replace(b'"revision":0', b'"revision":%d' % 2**70)
+
+
+def no_text(device):
+    return device.body().replace(b'"runtime":""', b'"runtime":"\\u0000"')
+
+
 def too_many_rows(device):
     one = row_of(device).model_dump_json()
     whole = device.body(rows=[row_of(device)]).decode()
@@ -176,6 +184,8 @@ PACKED = {"Content-Encoding": "gzip"}
         (deep, {}, (400, "bad_request")),
         (wrong_types, {}, (400, "bad_request")),
         (not_finite, {}, (400, "bad_request")),
+        (too_large, {}, (400, "bad_request")),
+        (no_text, {}, (400, "bad_request")),
         (too_many_rows, {}, (400, "bad_request")),
         (cut, PACKED, (400, "bad_request")),
         (trailing, PACKED, (400, "bad_request")),
@@ -185,12 +195,19 @@ PACKED = {"Content-Encoding": "gzip"}
         (lambda device: device.body() + b" " * MAX_BODY_BYTES, {}, (413, "too_large")),
         (lambda _device: Device([]).body(), {}, (401, "bad_signature")),
     ],
-    ids=["empty", "cut", "deep", "types", "nan", "rows", "gzip-cut", "gzip-more", "not-gzip",
-         "brotli", "bomb", "large", "other-device"],
+    ids=["empty", "cut", "deep", "types", "nan", "huge", "nul", "rows", "gzip-cut", "gzip-more",
+         "not-gzip", "brotli", "bomb", "large", "other-device"],
 )  # fmt: skip
 def test_bad_bodies_are_refused_with_a_reason(device, make, headers, expected):
     assert failure(device.send(make(device), headers)) == expected
     assert not device.sync().quarantined  # nothing was half-applied
+
+
+def test_what_is_no_id_is_not_told_as_it_came(device):
+    answer = device.send(device.body(), {"Edge-Device": "\x9b2J".encode("latin-1")})
+    assert failure(answer) == (403, "unknown_device")
+    assert "no valid id" in answer.text
+    assert "\x9b" not in answer.text
 
 
 def test_a_wrong_signature_is_refused(hub, device):

@@ -437,6 +437,32 @@ def test_offline_a_hub_is_left_alone(tmp_path):
         assert runtime.run("spam", HAM).route == "local"
 
 
+def test_no_room_now_is_no_refusal(runtime, monkeypatch):
+    def full(*_):
+        raise edge.errors.Busy("There is no room for the model minilm-l6-int8 now.")
+
+    policy = document(1, {"tasks": {"spam": {"samples": [HAM]}}})
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.local.LocalModels.draft", full)
+        with pytest.raises(edge.errors.Busy):
+            runtime.activate(policy)
+    assert (runtime.policy_revision, runtime.policies.refusals()) == (0, [])
+    runtime.activate(policy)
+    assert runtime.policy_revision == 1
+
+
+def test_a_damaged_model_keeps_no_policy_out_that_does_not_change_it(assigning):
+    runtime, state = assigning
+    damaged = assigned(state, harm=True)
+    runtime.activate(document(1, damaged), check=False)
+    runtime.activate(document(2, damaged | {"routing": {"keep_above": 0.9}}))
+    assert runtime.policy_revision == 2
+    with pytest.raises(PolicyError, match="self-check of task spam"):
+        runtime.activate(document(3, damaged | {"tasks": {"spam": {"samples": [HAM]}}}))
+    runtime.activate(document(3, {}))
+    assert runtime.run("spam", HAM).value == "ham"
+
+
 def test_a_damaged_model_refuses_with_its_own_error_later_too(assigning):
     runtime, state = assigning
     runtime.activate(document(1, assigned(state, harm=True)), check=False)

@@ -55,7 +55,9 @@ def cache(tmp_path):
     opened.close()
 
 
-@pytest.mark.parametrize("value", ["ham", {"intent": "Play", "n": [1, None]}, 0.5, True, "née"])
+@pytest.mark.parametrize(
+    "value", ["ham", {"intent": "Play", "n": [1, None]}, 0.5, True, "née", "\ud800"]
+)
 @pytest.mark.parametrize("interval", [None, (0.25, 0.75)])
 def test_all_comes_back_but_the_vector(cache, value, interval):
     put = kept(value=value, interval=interval, confidence=None, vector=unit(1, 2), marks=7)

@@ -406,6 +406,7 @@ def test_what_is_wrong_is_named(text, words):
         ({"budget": {"period": "day"}}, r"budget\.cap_usd: "),
         ({"pools": {"new": {"model": "m"}}}, r"pools\.new\.base_url: "),
         ({"prompts": {"p": {"template": "hello"}}}, r"prompts\.p\.template: must hold"),
+        ({"context": {"tier": "number"}}, r"context\.tier as number, but the pack as text"),
         ({"context": {"confidence": "text"}}, "declares confidence, which every condition knows"),
     ],
 )

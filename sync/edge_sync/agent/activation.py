@@ -110,13 +110,14 @@ class Activation:
         """
         memory = Memory.of(self.policies.agent())
         before = self.trusted()
-        group = _group(before, memory)
+        group = group_of(before, memory)
         accepted = before.accept(bundle, device_id=memory.device_id, group=group, now=now)
         serial, revision = accepted.assignment.serial, accepted.assignment.revision
         if revision in {0, self.revision()}:
             return self._follow(before, accepted)
         if accepted.document_bytes is None or self._turned(memory, serial):
             return self._follow(before, accepted)
+        self._stop(accepted)
         for target in accepted.models.values():
             self._fetch(target, memory.token)
         try:
@@ -142,7 +143,7 @@ class Activation:
         tightened = self.trusted().tightened(now)
         if tightened == switches.tightened:
             return False
-        self.policies.set_trust(None, None, stopped=switches.stopped, tightened=tightened)
+        self.policies.set_trust(None, None, stopped=None, tightened=tightened)
         return True
 
     def models(self) -> dict[str, str]:
@@ -199,6 +200,13 @@ class Activation:
 
         return [of(mirror) for mirror in (*self.mirrors, None)]
 
+    def _stop(self, accepted: Accepted) -> None:
+        """Obey kill switches at once: what follows may fetch models, and fail, for a long time."""
+        stopped = accepted.assignment.stopped.as_dict()
+        held = self.policies.switches().stopped
+        if {kind: sorted(names) for kind, names in held.items()} != stopped:
+            self.policies.set_trust(None, None, stopped=stopped, tightened=None)
+
     def _follow(self, before: Trusted, accepted: Accepted) -> Change:
         """Keep newer metadata and kill switches; the document stays."""
         if accepted.trusted.have == before.have and not self.policies.switches().tightened:
@@ -237,7 +245,7 @@ def remember(policies: Policies, step: Callable[[Memory], Memory]) -> Memory:
     return Memory.of(policies.change_agent(lambda state: step(Memory.of(state)).json()))
 
 
-def _group(trusted: Trusted, memory: Memory) -> str:
+def group_of(trusted: Trusted, memory: Memory) -> str:
     """Return the group that the device belongs to: as its assignment says, or as it joined."""
     assignment = trusted.assignment
     return (assignment and assignment.group) or memory.group

@@ -20,7 +20,7 @@ from typing import Any
 import edge
 from edge.errors import ConfigError, HubDistrusted, SignatureInvalid, StoreError
 from edge.store.policies import Policies, State
-from edge_sync.agent.activation import Activation, Change, remember
+from edge_sync.agent.activation import Activation, Change, group_of, remember
 from edge_sync.agent.exchange import Exchange, HubRefused
 from edge_sync.agent.memory import Memory, Pending
 from edge_sync.agent.report import Facts, Records, acknowledge, compose, packed
@@ -210,7 +210,7 @@ class Device:
         told = last is not None and last.revision > switches.revision
         return {
             "device": memory.device_id,
-            "group": memory.group,
+            "group": group_of(self._activation.trusted(), memory),
             "policy": switches.revision,
             "tightened": switches.tightened,
             "refused": f"{last.revision}: {last.reason}" if last and told else "",

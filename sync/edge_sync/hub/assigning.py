@@ -189,6 +189,13 @@ def common_serial(connection: Connection, group: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def highest_in(connection: Connection, group: str) -> int:
+    """Return the highest revision that a group or a device moved into it is to run now."""
+    serial = common_serial(connection, group)
+    own = [revision for _, revision in _own(connection, group, above=serial)]
+    return max(revision_of(connection, serial), *own, 0)
+
+
 def revision_of(connection: Connection, serial: int) -> int:
     """Return the revision that an assignment names; 0 for the serial 0."""
     if serial == 0:

@@ -16,13 +16,18 @@ from sqlalchemy import Connection, func, insert, or_, select, update
 from edge.errors import ConfigError, InputError
 from edge_sync.hub.assigning import (
     assign_device,
+    assign_group,
     chosen_groups,
     common_serial,
+    group_of,
     revision_of,
 )
 from edge_sync.hub.home import Hub
 from edge_sync.hub.policies import bring_back
+from edge_sync.hub.stops import stopped_everywhere
+from edge_sync.hub.view import read_view
 from edge_sync.store.schema import devices, groups
+from edge_sync.trust.assignment import Stopped
 
 ONLINE_S = 900.0
 """A device is online where it was heard of within this time: three syncs of 300 s."""
@@ -92,6 +97,8 @@ def list_devices(hub: Hub, *, group: str | None = None) -> list[Device]:
 def find_device(hub: Hub, named: str) -> Device:
     """Return the device of a name, an id, or the beginning of an id of at least 4 digits.
 
+    A whole id wins: devices name themselves, and none may hide another behind its name.
+
     Raises:
         ConfigError: there is none, or more than one.
 
@@ -99,8 +106,11 @@ def find_device(hub: Hub, named: str) -> Device:
     wanted = or_(devices.c.id == named, devices.c.name == named)
     if len(named) >= _SHORTEST and re.fullmatch("[0-9a-f]+", named):
         wanted = or_(wanted, devices.c.id.startswith(named))
+    first = select(devices).where(wanted).order_by(devices.c.id != named, devices.c.id).limit(10)
     with hub.store.reading() as connection:
-        rows = connection.execute(select(devices).where(wanted).limit(10)).mappings().all()
+        rows = list(connection.execute(first).mappings())
+    exact = [row for row in rows if row["id"] == named]
+    rows = exact or rows
     if len(rows) == 1:
         return _device(dict(rows[0]))
     if not rows:
@@ -131,8 +141,9 @@ def revoke(hub: Hub, device: Device, *, who: str) -> None:
 def move(hub: Hub, device: Device, *, group: str, who: str) -> int:
     """Put a device into another group, with what that runs, and return the revision it gets.
 
-    Versions never fall on a device: where the group runs an older revision than the device, the
-    older content is published as a new one.
+    Versions never fall on a device: where the group runs an older revision than the device may
+    have by now, the older content is published as a new one. Where the group runs none, the
+    device keeps what it has, and 0 is returned; it is told of its group all the same.
 
     Raises:
         ConfigError: no such group, or it is in it, or it is revoked.
@@ -145,18 +156,21 @@ def move(hub: Hub, device: Device, *, group: str, who: str) -> int:
 
     def work(connection: Connection) -> int:
         chosen_groups(connection, [group])
+        held = _assigned(connection, device.id)
         connection.execute(
             update(devices).where(devices.c.id == device.id).values(group_name=group)
         )
         repository = hub.signing(connection)
-        revision = revision_of(connection, common_serial(connection, group))
-        if 0 < revision < device.revision:
+        serial = common_serial(connection, group)
+        if serial == 0:  # renewals go by the assignment of the group
+            assign_group(hub, connection, repository, group=group, revision=0)
+        revision = revision_of(connection, serial)
+        if 0 < revision < max(held, device.revision):
             made, repository = bring_back(
                 hub, connection, revision, message=f"For {device.name}, moved", author=who
             )
             revision = made.revision
-        if revision:
-            assign_device(hub, connection, repository, device_id=device.id, revision=revision)
+        assign_device(hub, connection, repository, device_id=device.id, revision=revision or held)
         return revision
 
     return hub.change(
@@ -171,6 +185,12 @@ def move(hub: Hub, device: Device, *, group: str, who: str) -> int:
         },
         work=work,
     )
+
+
+def _assigned(connection: Connection, device_id: str) -> int:
+    """Return the revision that a device is to run; it may not have reported it yet."""
+    view = read_view(connection)
+    return revision_of(connection, view.serial(device_id, group_of(connection, device_id)))
 
 
 def list_groups(hub: Hub) -> list[Group]:
@@ -200,7 +220,7 @@ def list_groups(hub: Hub) -> list[Group]:
 
 
 def add_group(hub: Hub, name: str, *, who: str) -> None:
-    """Add an empty group.
+    """Add an empty group; what is stopped in all others is stopped in it too.
 
     Raises:
         InputError: the name is none.
@@ -216,12 +236,13 @@ def add_group(hub: Hub, name: str, *, who: str) -> None:
     def work(connection: Connection) -> None:
         if connection.execute(select(groups.c.name).where(groups.c.name == name)).first():
             raise ConfigError(f"There is a group {name} already.", hint="Choose another name.")
-        connection.execute(insert(groups).values(name=name, serial=0, stopped=_NOTHING))
+        stopped = stopped_everywhere(connection)
+        held = json.dumps(stopped.as_dict())
+        connection.execute(insert(groups).values(name=name, serial=0, stopped=held))
+        if stopped != Stopped():
+            assign_group(hub, connection, hub.signing(connection), group=name, revision=0)
 
     hub.change(who, "group.add", about=name, detail={}, work=work)
-
-
-_NOTHING = json.dumps({"models": [], "tools": [], "tasks": []})
 
 
 def _device(row: dict[str, Any]) -> Device:

@@ -28,6 +28,8 @@ _ROW = ("row_id", "device_id", "task", "pool", "state", "held_microusd", "cost_m
 _COUNTS = ("tasks", "errors", "cached", "local", "cloud", "deferred", "abstained", "corrections",
            "cost_microusd")  # fmt: skip
 _KEY = ("device_id", "revision", "hour")
+_MOST = 2**62
+"""More than this is not counted: the databases hold 63 bits."""
 
 
 def _later() -> str:
@@ -102,7 +104,7 @@ def _add(
 ) -> None:
     before = added.get(key, ([0] * len(counts), []))
     added[key] = (
-        [one + other for one, other in zip(before[0], counts, strict=True)],
+        [min(one + other, _MOST) for one, other in zip(before[0], counts, strict=True)],
         [one + other for one, other in zip_longest(before[1], latency, fillvalue=0)],
     )
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, func, insert, select, update
 
 from edge.overlay import compile_policy, read_policy
-from edge_sync.hub.assigning import assign_group, revision_of
+from edge_sync.hub.assigning import assign_group, highest_in, revision_of
 from edge_sync.hub.home import Hub, raise_fact
 from edge_sync.hub.policies import bring_back
 from edge_sync.hub.rollout_record import Rollout
-from edge_sync.store.schema import policies
+from edge_sync.store.schema import assignments, groups, policies
 from edge_sync.trust.assignment import policy_path
 from edge_sync.trust.repository import Repository
 
@@ -51,6 +51,30 @@ def give_back(hub: Hub, connection: Connection, rollout: Rollout, *, who: str, w
             assign_group(hub, connection, repository, group=name, revision=number)
             found[name] = number
     return found[rollout.groups[0]]
+
+
+def make_common(hub: Hub, connection: Connection, *, group: str, serial: int, who: str) -> None:
+    """Make a rollout's assignment that of a whole group, inside a change.
+
+    Devices that were moved here meanwhile follow only what is newer, and versions never fall: for
+    their sake it is signed anew, with its content as a new revision where one has a higher one.
+
+    Raises:
+        ConfigError: a key is elsewhere.
+
+    """
+    own = select(func.max(assignments.c.serial)).where(
+        (assignments.c.group_name == group) & assignments.c.device_id.is_not(None)
+    )
+    if (connection.execute(own).scalar() or 0) < serial:
+        connection.execute(update(groups).where(groups.c.name == group).values(serial=serial))
+        return
+    revision, repository = revision_of(connection, serial), hub.signing(connection)
+    if highest_in(connection, group) > revision:
+        why = f"For devices that were moved into {group}"
+        made, repository = bring_back(hub, connection, revision, message=why, author=who)
+        revision = made.revision
+    assign_group(hub, connection, repository, group=group, revision=revision)
 
 
 def _publish_nothing(

@@ -12,19 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select
 
 from edge.errors import ConfigError
 from edge_sync.hub.assigning import (
     assign_group,
     chosen_groups,
     common_serial,
+    highest_in,
     require_no_rollout,
     revision_of,
 )
 from edge_sync.hub.home import Hub
 from edge_sync.hub.observed import Observed, observe, read_sums
-from edge_sync.hub.returning import give_back
+from edge_sync.hub.returning import give_back, make_common
 from edge_sync.hub.revisions import find
 from edge_sync.hub.rollout_record import (
     Rollout,
@@ -44,7 +45,7 @@ from edge_sync.rollout.waves import (
     choose_id,
     parse_waves,
 )
-from edge_sync.store.schema import assignments, groups, rollouts
+from edge_sync.store.schema import rollouts
 
 OPEN = ("running", "paused")
 WHO = "rollout"
@@ -124,7 +125,7 @@ def _require(
         raise ConfigError("There is no group to roll out to.", hint="Run `edge-hub groups add`.")
     require_no_rollout(connection, names)
     for name in names:
-        held = revision_of(connection, common_serial(connection, name))
+        held = highest_in(connection, name)
         if held >= revision:
             raise ConfigError(
                 f"Group {name} has revision {held}; devices refuse to go to {revision}.",
@@ -332,16 +333,7 @@ def _done(hub: Hub, connection: Connection, judged: Rollout) -> Rollout:
     """Make the new assignment that of everyone in the groups."""
     for name in judged.groups:
         new = read(connection, judged.id).serials[name]["new"]
-        own = select(func.max(assignments.c.serial)).where(
-            (assignments.c.group_name == name) & assignments.c.device_id.is_not(None)
-        )
-        if (connection.execute(own).scalar() or 0) > new:
-            # Devices that were moved here meanwhile follow only what is newer.
-            signing = hub.signing(connection)
-            assign_group(hub, connection, signing, group=name, revision=judged.revision)
-        else:
-            change = update(groups).where(groups.c.name == name).values(serial=new)
-            connection.execute(change)
+        make_common(hub, connection, group=name, serial=new, who=WHO)
     return judged
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, Double, case, cast, func, select
 
 from edge.errors import ConfigError
 from edge.store.ledger import period_bounds
@@ -66,7 +66,8 @@ def spenders(connection: Connection, budget: Budget, *, now: float) -> list[Spen
         (ledger_rows.c.state.in_(_OPEN), ledger_rows.c.held_microusd),
         else_=0,
     )
-    total = func.sum(counted)
+    # As a float: what a device makes up must not overflow the sum of all.
+    total = func.sum(cast(counted, Double))
     query = (
         select(devices.c.name, devices.c.pack, total)
         .join(ledger_rows, ledger_rows.c.device_id == devices.c.id)

@@ -69,6 +69,17 @@ def list_stopped(hub: Hub) -> dict[str, Stopped]:
     return {name: stopped for name, stopped in found.items() if stopped != Stopped()}
 
 
+def stopped_everywhere(connection: Connection) -> Stopped:
+    """Return what is stopped in every group; nothing where there is no group."""
+    texts = connection.execute(select(groups.c.stopped)).scalars()
+    trees = [Stopped.from_dict(json.loads(text)).as_dict() for text in texts]
+    kinds = [f"{kind}s" for kind in KINDS]
+    common = {kind: [set(tree[kind]) for tree in trees] for kind in kinds}
+    return Stopped.from_dict(
+        {kind: sorted(set.intersection(*sets)) if sets else [] for kind, sets in common.items()}
+    )
+
+
 def _change(
     hub: Hub, kind: str, name: str, *, who: str, only: Sequence[str] | None, stopping: bool
 ) -> Change:

@@ -233,7 +233,7 @@ def _keep(connection: Connection, accepted: Sequence[tuple[Arrival, Standing, Ta
     )
     put_rows(connection, ((one.request, one.at, got.receipt) for one, _, got in accepted))
     put_health(connection, [(one.request, one.at) for one, _, _ in accepted])
-    _prune(connection, (one.request for one, _, _ in accepted))
+    _prune(connection, ((one.id, taken.nonce) for _, one, taken in accepted))
     for arrival, standing, taken in accepted:
         _note(connection, arrival, standing, taken)
 
@@ -263,21 +263,25 @@ def _refused(request: SyncRequest, standing: Standing, at: float) -> str:
     """Return the refused policy that is worth showing: none once a newer one is in force."""
     if request.refused:
         last: Refusal = request.refused[-1]
-        return json.dumps({"revision": last.revision, "reason": last.reason, "at": at})
+        reason = "".join(letter if letter.isprintable() else " " for letter in last.reason)
+        return json.dumps({"revision": last.revision, "reason": reason, "at": at})
     before = json.loads(standing.refused)
     return standing.refused if before.get("revision", 0) > request.have.revision else "{}"
 
 
-def _prune(connection: Connection, requests: Iterable[SyncRequest]) -> None:
-    """Forget old requests, for about one device in sixteen each time."""
+def _prune(connection: Connection, taken: Iterable[tuple[str, str]]) -> None:
+    """Forget old requests, for about one device in sixteen each time.
+
+    The hub's nonce draws the lot: a device's own ids could be made to miss it for ever.
+    """
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     sql = (
         f"DELETE FROM syncs WHERE device_id = {mark} AND receipt < (SELECT receipt FROM syncs "  # noqa: S608 - marks only
         f"WHERE device_id = {mark} ORDER BY receipt DESC LIMIT 1 OFFSET {REMEMBERED - 1})"
     )
-    for request in requests:
-        if request.request_id.startswith(_PRUNING):
-            connection.exec_driver_sql(sql, (request.device_id, request.device_id))
+    for device_id, nonce in taken:
+        if nonce.startswith(_PRUNING):
+            connection.exec_driver_sql(sql, (device_id, device_id))
 
 
 def _note(connection: Connection, arrival: Arrival, standing: Standing, taken: Taken) -> None:

@@ -92,7 +92,7 @@ def judge(evidence: Evidence, terms: Terms) -> Advance | Wait | Halt:
         return Halt(bad, figures)
     missing = next(_missing(evidence, terms, measures), None)
     if missing is None:
-        told = f"Wave {evidence.wave + 1} is well: {evidence.healthy} devices worked under it"
+        told = f"Wave {evidence.wave + 1} is well: {_devices(evidence.healthy)} worked under it"
         return Advance(
             f"{told} for {_span(terms.soak_s)} over {evidence.new.tasks:.0f} tasks.", figures
         )
@@ -158,7 +158,7 @@ def _faults(evidence: Evidence, terms: Terms, measures: tuple[Measure, ...]) -> 
     """Yield each reason to halt."""
     answered = evidence.refused + evidence.activated
     if evidence.refused >= terms.refusals and evidence.refused > terms.refusal_share * answered:
-        yield f"{evidence.refused} of {answered} devices refused the policy."
+        yield f"{evidence.refused} of {_devices(answered)} refused the policy."
     for each in measures:
         if each.shown(terms, above=True):
             yield (
@@ -167,7 +167,7 @@ def _faults(evidence: Evidence, terms: Terms, measures: tuple[Measure, ...]) -> 
             )
     if _silence(evidence, terms):
         yield (
-            f"{evidence.silent} of {evidence.reached} devices fell silent; "
+            f"{evidence.silent} of {_devices(evidence.reached)} fell silent; "
             f"of the others {evidence.control_silent} of {evidence.control_reached} did."
         )
 
@@ -227,3 +227,8 @@ def _span(seconds: float) -> str:
         if seconds >= 2.0 * size:
             return f"{seconds / size:.3g} {name}"
     return f"{seconds:.3g} seconds"
+
+
+def _devices(count: int) -> str:
+    """Return a number of devices for a person."""
+    return f"{count} device" if count == 1 else f"{count} devices"

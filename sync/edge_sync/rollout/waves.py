@@ -151,7 +151,7 @@ def blind_spot(devices: int, *, chance: float = 0.05) -> float:
 
 def announcement(wave: int, devices: int) -> str:
     """Return what is told of a wave that begins, and what a first one is too small to show."""
-    told = f"Wave {wave + 1} has begun: {devices} devices."
+    told = f"Wave {wave + 1} has begun: {devices} device{'' if devices == 1 else 's'}."
     if wave or devices >= _SMALL:
         return told
     return f"{told} It may miss a fault that hits fewer than {blind_spot(devices):.0%} of devices."

@@ -148,8 +148,8 @@ def _too_large(what: str) -> Refused:
     )
 
 
-def read_message(kind: type[M], body: bytes) -> M:
-    """Return a message of the wire.
+def read_message(kind: type[M], body: bytes, *, about: str = "") -> M:
+    """Return a message of the wire, which a device sent where ``about`` names it.
 
     Raises:
         Refused: it is no JSON, too deep, or breaks a bound; the message names the place.
@@ -165,6 +165,7 @@ def read_message(kind: type[M], body: bytes) -> M:
             f"The request is not well-formed: {place}: {first['msg'][:200]}.",
             hint="Is the device's edge-runtime of a version that this hub knows?",
             what="request.bad",
+            about=about,
         ) from error
 
 

@@ -15,6 +15,7 @@ import uvicorn
 from edge.errors import ConfigError
 from edge_sync.hub.home import Hub
 from edge_sync.server.app import App
+from edge_sync.server.bounded import Bounded
 from edge_sync.server.logs import Log
 
 BACKLOG = 8_192
@@ -87,7 +88,7 @@ def _config(app: App, tls_cert: Path | None, tls_key: Path | None) -> uvicorn.Co
     config = uvicorn.Config(
         app,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http="httptools",
+        http=Bounded,
         ws="none",
         lifespan="on",
         log_config=None,

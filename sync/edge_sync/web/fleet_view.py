@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Double, cast, func, select
 
 from edge_sync.store.schema import devices, groups, health, policies, rollouts
 from edge_sync.web import formats
@@ -142,9 +142,9 @@ def _spend(connection: Connection, now: float) -> int:
     month = dt.datetime.fromtimestamp(now, dt.UTC).replace(
         day=1, hour=0, minute=0, second=0, microsecond=0
     )
-    query = select(func.coalesce(func.sum(health.c.cost_microusd), 0)).where(
-        health.c.hour >= hour_of(month.timestamp())
-    )
+    # As a float: what a device makes up must not overflow the sum of all.
+    cost = func.sum(cast(health.c.cost_microusd, Double))
+    query = select(func.coalesce(cost, 0)).where(health.c.hour >= hour_of(month.timestamp()))
     return int(connection.execute(query).scalar_one())
 
 

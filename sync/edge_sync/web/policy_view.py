@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -41,7 +42,7 @@ class OnePolicy:
 
     line: Policy
     before: int | None
-    changes: list[Difference]
+    changes: tuple[Difference, ...]
     source: str
     digest: str
     bytes: int
@@ -87,8 +88,9 @@ def newest(connection: Connection) -> tuple[int, str | None]:
     return (0, None) if row is None else (row[0], row[1])
 
 
-def changes(old: str | None, new: str) -> list[Difference]:
-    """Return what differs between two wordings.
+@lru_cache(maxsize=8)
+def changes(old: str | None, new: str) -> tuple[Difference, ...]:
+    """Return what differs between two wordings; large ones take seconds, so some are remembered.
 
     Raises:
         ConfigError: one is no policy.
@@ -96,7 +98,9 @@ def changes(old: str | None, new: str) -> list[Difference]:
     """
     before = None if old is None else read_policy(old, what="The version before")
     found = difference(before, read_policy(new, what="The policy"))
-    return [Difference(each.path, _written(each.before), _written(each.after)) for each in found]
+    return tuple(
+        Difference(each.path, _written(each.before), _written(each.after)) for each in found
+    )
 
 
 def _written(value: object) -> str | None:

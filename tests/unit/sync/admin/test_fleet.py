@@ -2,6 +2,7 @@ import pytest
 
 from edge.errors import ConfigError, InputError
 from edge_sync.hub import fleet
+from edge_sync.server.upkeep import renew
 
 POLICY = "routing: {keep_above: 0.8}\n"
 
@@ -69,6 +70,42 @@ def test_versions_never_fall_when_a_device_moves(hub, device, publish, fetched):
     assert fleet.move(hub, fleet.find_device(hub, id_), group="lab", who="ann") == 3
     got = fetched(id_, "lab")
     assert (got.assignment.revision, got.sections["routing"]["keep_above"]) == (3, 0.8)
+
+
+def test_a_device_may_have_more_by_now_than_it_has_reported(hub, device, publish, fetched):
+    publish(POLICY, at_once=["lab"])
+    publish(POLICY.replace("0.8", "0.9"), at_once=["kiosks"])
+    id_ = device(1, revision=0)
+    assert fleet.move(hub, fleet.find_device(hub, id_), group="lab", who="ann") == 3
+    got = fetched(id_, "lab")
+    assert (got.assignment.revision, got.sections["routing"]["keep_above"]) == (3, 0.8)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_device_learns_of_a_new_group_that_runs_nothing_yet(hub, device, publish, fetched, held):
+    if held:
+        publish(POLICY, at_once=["kiosks"])
+    id_ = device(1)
+    assert fleet.move(hub, fleet.find_device(hub, id_), group="lab", who="ann") == 0
+    got = fetched(id_, "kiosks").assignment
+    assert (got.device, got.group, got.revision) == (id_, "lab", held)
+
+
+def test_an_assignment_of_a_group_that_runs_nothing_is_renewed(hub, device, clock, fetched):
+    id_ = device(1)
+    fleet.move(hub, fleet.find_device(hub, id_), group="lab", who="ann")
+    before = fetched(id_, "lab").assignment
+    clock.at = before.expires_s - 1
+    assert renew(hub)
+    after = fetched(id_, "lab").assignment
+    assert after.expires_s > clock.at + 86_400
+    assert (after.device, after.group) == (id_, "lab")
+
+
+def test_a_name_hides_no_device_behind_it(hub, device):
+    victim = device(0xABCDEF << 104)
+    device(2, name=victim)
+    assert fleet.find_device(hub, victim).id == victim
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,14 @@ def test_a_budget_looks_at_its_period_at_holds_and_at_devices_that_are_in(
     assert publish(GOOD).revision == 3
 
 
+def test_what_a_device_makes_up_does_not_overflow_the_sum(hub, publish, device, spend, clock):
+    liar = device(1)
+    for number in range(3):
+        spend(liar, 2**62, at=clock.at - number)
+    with pytest.raises(ConfigError, match="kiosk-1"):
+        publish("budget: {cap_usd: 2}\n")
+
+
 def test_packs_that_devices_report_are_checked_and_strange_ones_are_told(hub, device):
     device(1, pack="kiosk")
     device(2, pack="acme-private")

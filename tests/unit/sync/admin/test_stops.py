@@ -1,7 +1,7 @@
 import pytest
 
 from edge.errors import ConfigError, InputError
-from edge_sync.hub import assigning, policies, rollouts, stops
+from edge_sync.hub import assigning, fleet, policies, rollouts, stops
 
 DEVICE = "0" * 32
 POLICY = "routing: {keep_above: 0.8}\n"
@@ -35,6 +35,13 @@ def test_a_stop_outlives_new_policies_until_it_is_lifted(hub, publish, fetched):
     assert stops.list_stopped(hub) == {}
 
 
+def test_a_group_that_is_added_later_stops_what_is_stopped_everywhere(hub, fetched):
+    stops.stop(hub, "task", "spam", who="ann")
+    stops.stop(hub, "tool", "refund", who="ann", only=["lab"])
+    fleet.add_group(hub, "shops", who="ann")
+    assert stopped(fetched(DEVICE, "shops")) == {"models": [], "tools": [], "tasks": ["spam"]}
+
+
 def test_a_stop_keeps_a_rollout_and_a_device_of_its_own_as_they_are(hub, publish, fetched, device):
     own, other = device(1), device(2)
     publish(POLICY, at_once=["kiosks"])
@@ -45,8 +52,8 @@ def test_a_stop_keeps_a_rollout_and_a_device_of_its_own_as_they_are(hub, publish
         repository = hub.signing(connection)
         assigning.assign_device(hub, connection, repository, device_id=own, revision=3)
 
-    hub.change("ann", "test", about=own, detail={}, work=give)
     rollouts.start(hub, 2, who="ann", names=["kiosks"], waves="100")
+    hub.change("ann", "test", about=own, detail={}, work=give)
     held = {id_: fetched(id_, "kiosks").assignment for id_ in (own, other)}
     stops.stop(hub, "model", "spam-head", who="ann")
     for id_, before in held.items():

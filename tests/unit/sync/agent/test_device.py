@@ -251,6 +251,31 @@ def test_what_the_disk_refuses_is_tried_again(device, hub):
     assert not any(request.refused for request in hub.seen)
 
 
+def test_a_kill_switch_holds_also_while_nothing_else_can_be_done(device, hub):
+    revision = hub.publish(KEEP % 0.9, stopped={"tools": ("pay",)})
+    device.runs.bad[revision] = StoreError("The disk is full.")
+    with pytest.raises(StoreError):
+        device.sync()
+    assert device.policies.switches().stopped["tools"] == ("pay",)
+    assert device.policies.active() is None
+
+
+def test_a_moved_device_follows_its_new_group_and_no_longer_the_old_one(device, hub):
+    hub.publish(KEEP % 0.8)
+    device.sync()
+    hub.publish(KEEP % 0.85, assign=False)
+    hub.assign(device=device.memory().device_id, group="shops")
+    assert device.sync().change is Change.ACTIVATED
+    hub.publish(KEEP % 0.9, assign=False)
+    hub.assign(group=hub.group)
+    with pytest.raises(HubDistrusted):
+        device.sync()
+    assert device.policies.active().revision == 2
+    hub.assign(group="shops")
+    assert device.sync().change is Change.ACTIVATED
+    assert device.policies.active().revision == 3
+
+
 @pytest.mark.parametrize(
     ("whom", "error"),
     [({"group": "others"}, HubDistrusted), ({"device": "0" * 32}, HubDistrusted)],

@@ -3,11 +3,12 @@ import json
 import secrets
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import func, select, update
 
 from edge_sync.hub.home import read_fact
 from edge_sync.hub.refusals import Refused
-from edge_sync.hub.syncing import REMEMBERED, Taken
+from edge_sync.hub.syncing import REMEMBERED, Arrival, Taken, take
 from edge_sync.store.schema import devices, health, ledger_rows, syncs
 from edge_sync.wire import Have, Health, LedgerRow, Refusal
 
@@ -210,10 +211,47 @@ def test_a_clock_ten_years_off_is_told_once_and_set_right(hub, device):
 
 
 def test_old_requests_are_forgotten_and_the_newest_kept(hub, device):
-    for _ in range(REMEMBERED + 20):
-        device.sync()
-    device.sync(request_id="0" * 32)
+    """Also those of a device that picks its ids."""
+    requests = [f"f{number:031x}" for number in range(REMEMBERED + 20)]
+    for number in requests:
+        device.sync(request_id=number)
+    arrival = Arrival(device.request(request_id="f" * 32), NOW)
+    hub.store.write(lambda connection: take(connection, [arrival], nonces=lambda: "0" * 32))
     with hub.store.reading() as connection:
         assert connection.execute(select(func.count()).select_from(syncs)).scalar() == REMEMBERED
         newest = select(syncs.c.request_id).order_by(syncs.c.receipt.desc()).limit(1)
-        assert connection.execute(newest).scalar() == "0" * 32
+        assert connection.execute(newest).scalar() == "f" * 32
+
+
+def test_what_a_refusal_says_cannot_steer_a_terminal(hub, device):
+    device.sync(refused=[Refusal(revision=6, reason="no\x1b[2J\x9bmodel\nhere\x00")])
+    assert json.loads(of(hub, device)["refused"])["reason"] == "no [2J model here "
+
+
+def test_counts_beyond_what_a_database_holds_are_cut(hub, device):
+    device.sync(health=[Health(revision=1, hour=5, tasks=2**53 - 1)] * 600)
+    device.sync(health=[Health(revision=1, hour=5, tasks=2**53 - 1)] * 600)
+    (counts,) = stored(hub, health)
+    assert counts["tasks"] == 2**62
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"have": {"revision": 2**63}},
+        {"have": {"serial": 2**63}},
+        {"waiting": 2**31},
+        {"at": 1e300},
+        {"at": float("nan")},
+        {"runtime": "\x00"},
+        {"pack": "\x1b[2J"},
+        {"models": {"spam": "\x00"}},
+        {"health": [{"revision": 2**63, "hour": 1}]},
+        {"rows": [row().model_dump() | {"revision": 2**63}]},
+        {"rows": [row().model_dump() | {"at": -1e300}]},
+        {"refused": [{"revision": 2**63, "reason": "x"}]},
+    ],
+)
+def test_what_a_database_cannot_hold_is_no_message(device, values):
+    with pytest.raises(ValidationError):
+        device.request(**values)

@@ -299,6 +299,36 @@ def test_devices_that_move_or_join_meanwhile_follow(bed):
     assert found[gone.id] > begun.revision
 
 
+def moved(bed, name, group):
+    return fleet.move(bed.hub, fleet.find_device(bed.hub, name), group=group, who="ann")
+
+
+def test_no_rollout_of_less_than_a_moved_device_has(bed):
+    bed.publish(5, at_once=["shop"])
+    waiting = bed.publish(6).revision
+    bed.take()
+    assert moved(bed, bed.ids[-1], "lab") > waiting
+    with pytest.raises(ConfigError, match="lab has revision"):
+        rollouts.start(bed.hub, waiting, who="ann", names=["lab"])
+
+
+def test_versions_do_not_fall_on_a_device_that_moves_into_a_rollout(bed):
+    bed.publish(5, at_once=["shop"])
+    begun = bed.start(names=["lab"], waves="100")
+    bed.take()
+    held = moved(bed, bed.ids[-1], "lab")
+    assert held > begun.revision
+    bed.take()
+    bed.report(touched(bed, begun.revision), begun.revision, tasks=900)
+    bed.pass_time(1300.0)
+    rollouts.step(bed.hub)
+    assert rollouts.get(bed.hub).state == "done"
+    bed.take()  # which asserts that none falls
+    assert bed.assigned()[bed.ids[-1]] > held
+    last = get_policy(bed.hub, bed.assigned()[bed.ids[-1]])
+    assert last.restores == begun.revision
+
+
 def test_two_processes_make_a_step_once(bed):
     begun = bed.start()
     bed.take()

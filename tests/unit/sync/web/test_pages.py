@@ -248,6 +248,14 @@ def test_a_bad_draft_is_told_and_nothing_is_published(browse, sample, change, to
         assert connection.execute(text("SELECT count(*) FROM policies")).scalar_one() == 0
 
 
+def test_what_a_device_makes_up_does_not_take_the_overview_down(browse, sample):
+    fill(sample, count=3)
+    sample.hub.store.write(
+        lambda c: c.execute(text("UPDATE health SET cost_microusd = 4611686018427387904"))
+    )
+    assert browse("viewer").get("/").status_code == 200
+
+
 def test_names_are_never_markup(browse, sample):
     fill(sample, count=3)
     sample.hub.store.write(
