@@ -16,6 +16,7 @@ from edge_sync.cli import (
     demo,
     devices,
     enroll,
+    gateway,
     groups,
     keys,
     models,
@@ -52,6 +53,7 @@ app.add_typer(keys.app, name="keys", help="What signs, and how it is replaced.")
 app.command("backup")(setting_up.backup)
 app.command("migrate")(setting_up.migrate)
 app.command("demo")(demo.demo)
+app.command("gateway")(gateway.gateway)
 
 
 def _version(value: bool) -> None:
