@@ -19,21 +19,21 @@ class Money(RuleBasedStateMachine):
 
     @initialize(seed=SEEDS)
     def begin(self, seed):
-        draw = drawn(seed)  # noqa: S311
+        draw = drawn(seed)
         self.world = small_world(lambda most: draw.choice((most, most // 3, 0, 2 * most)))
         self.epoch = 0
 
     @rule(move=st.sampled_from(USUAL), seed=SEEDS)
     def usual(self, move, seed):
-        move(self.world, drawn(seed))  # noqa: S311
+        move(self.world, drawn(seed))
 
     @rule(move=st.sampled_from(USUAL), seed=SEEDS)
     def usual_too(self, move, seed):
-        move(self.world, drawn(seed))  # noqa: S311
+        move(self.world, drawn(seed))
 
     @rule(move=st.sampled_from(FAULTS), seed=SEEDS)
     def fault(self, move, seed):
-        move(self.world, drawn(seed))  # noqa: S311
+        move(self.world, drawn(seed))
 
     @invariant()
     def holds(self):
