@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_sync import keys
 from edge_sync.gateway.calls import call_payload
+from edge_sync.gateway.config import read_settings
+from edge_sync.gateway.register import Register
 from edge_sync.money.lease import Lease
 
 PATH = "/v1/chat/completions"
@@ -178,6 +180,10 @@ class Serving:
 @contextmanager
 def serving(config: Path, *, core: int) -> Iterator[Serving]:
     """Run a gateway on one core until the end of the block."""
+    settings = read_settings(config)
+    register = Register.open(Path(settings.register_path))
+    register.write(lambda book: book.fence(settings.hub.name, 1))
+    register.close()
     env = {**os.environ, "PYTHONPATH": str(ROOT / "sync"), "EDGE_GATEWAY_SECRET": SECRET}
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE, str(config), str(core)], stderr=subprocess.PIPE, env=env

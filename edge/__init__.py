@@ -17,8 +17,8 @@ from edge.types import Choice, Kind, Reason, Result, Route, SamplingParams
 
 if TYPE_CHECKING:
     from edge.drain import Drained
+    from edge.opening import open_runtime as open  # noqa: A004 - the public name
     from edge.runtime import Chunk, Runtime
-    from edge.runtime import open_runtime as open  # noqa: A004 - the public name
 
 __version__ = "0.1.0"
 
@@ -38,16 +38,22 @@ __all__ = [
     "open",
 ]
 
-_LATE = {"Chunk": "Chunk", "Drained": "Drained", "Runtime": "Runtime", "open": "open_runtime"}
+_LATE = {
+    "Chunk": ("edge.runtime", "Chunk"),
+    "Drained": ("edge.drain", "Drained"),
+    "Runtime": ("edge.runtime", "Runtime"),
+    "open": ("edge.opening", "open_runtime"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the runtime once one of its names is asked for."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from edge import runtime
+    from importlib import import_module
 
-    found = globals()[name] = getattr(runtime, _LATE[name])
+    module, there = _LATE[name]
+    found = globals()[name] = getattr(import_module(module), there)
     return found
 
 

@@ -24,6 +24,7 @@ from edge.local import LocalTask
 from edge.overlay import FORMAT, Document, Policy, lay, load_document, read_policy
 from edge.pack import read_bytes
 from edge.roster import Fitted, fit
+from edge.spending import needs_of
 from edge.standing import Ground, Standing, stand, switched
 from edge.store.policies import Stopped, Switches, all_kinds
 from edge.task import Pack
@@ -35,7 +36,7 @@ GOLDEN = "golden"
 """The role of a model's file of cases that it must answer: a JSON list of objects with ``text``
 and ``value``, and ``task`` where not every task on the model is meant."""
 
-_AFTER_THE_DRAFT = {"caching", "description", "privacy", "routing"}
+_AFTER_THE_DRAFT = {"caching", "deferred", "degrade", "description", "privacy", "routing"}
 
 
 class Activation:
@@ -222,6 +223,8 @@ class Activation:
             cap_microusd=budget.cap_microusd if budget else None,
             period=budget.period if budget else "month",
         )
+        if not self._ground.offline:  # a look with another pack changes nothing
+            self._ground.book.ledger.expect(needs_of(standing.pack))
         before, self.standing = self.standing, standing
         self._retired = (self._retired | before.needs) - standing.needs
         self._ground.residency.retire(self._retired)

@@ -7,10 +7,30 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from edge.allowance import Allowance
+from edge.degrade import FULL, Stance
 from edge.errors import ConfigError, InputError
 from edge.local import LocalTask
 from edge.task import TaskSpec
 from edge.types import Json
+
+MOST_PRIORITY = 9
+LONGEST_WAIT_S = 10 * 31_536_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How a call waits where nobody can be asked at once.
+
+    Attributes:
+        priority: 0 to 9; the higher, the sooner its turn comes.
+        expires_s: an answer that comes later than this after admission is of no use; ``None`` for
+            never.
+
+    """
+
+    priority: int
+    expires_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +41,9 @@ class Call:
         local: the task with its prompt.
         started: ``time.perf_counter()`` at admission, seconds.
         context: what the app told of the call, for the conditions of the policy.
+        allowance: what it may still use.
+        stance: the degrade steps in force for it.
+        wait: how it waits where it has to; as its task says where ``None``.
 
     """
 
@@ -28,7 +51,10 @@ class Call:
     text: str
     trace_id: str
     started: float
+    allowance: Allowance
     context: Mapping[str, object] = field(default_factory=dict)
+    stance: Stance = FULL
+    wait: Wait | None = None
 
     @property
     def name(self) -> str:
@@ -54,7 +80,8 @@ def admit(
     started = time.perf_counter()
     local = task_named(tasks, task)
     check_text(text, max_chars=local.spec.input.max_chars, task=task)
-    return Call(local, text, trace_id or uuid.uuid4().hex, started)
+    allowance = Allowance(local.spec.budget, started=started)
+    return Call(local, text, trace_id or uuid.uuid4().hex, started, allowance)
 
 
 def task_named(tasks: Mapping[str, LocalTask], task: str) -> LocalTask:
@@ -69,6 +96,33 @@ def task_named(tasks: Mapping[str, LocalTask], task: str) -> LocalTask:
         known = ", ".join(sorted(tasks))
         raise ConfigError(f"There is no task named {task!r}.", hint=f"Tasks here: {known}.")
     return local
+
+
+def check_wait(spec: TaskSpec, priority: int | None, deadline_s: float | None) -> Wait:
+    """Return how a call waits where it has to: as the app says, or else as its task does.
+
+    Raises:
+        InputError: the priority or the time is none.
+
+    """
+    usual = spec.deferred
+    if priority is None:
+        priority = usual.priority
+    elif type(priority) is not int or not 0 <= priority <= MOST_PRIORITY:
+        raise InputError(
+            f"The priority is {priority!r}, which is no whole number from 0 to {MOST_PRIORITY}.",
+            hint="Pass one, the higher the sooner; or none for the task's own.",
+        )
+    if deadline_s is None:
+        return Wait(priority, usual.expires_s)
+    number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)
+    if not number or not 0 < deadline_s <= LONGEST_WAIT_S:
+        raise InputError(
+            f"The deadline_s is {deadline_s!r}, which is no number of seconds above 0 and within "
+            "10 years.",
+            hint="Pass for how many seconds from now an answer is of use.",
+        )
+    return Wait(priority, float(deadline_s))
 
 
 def check_context(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge.backends.base import Decoder
 from edge.backends.generate import Generation
 from edge.backends.grounding import ground_object
+from edge.confidence.fields import FieldTokens, field_tokens
 from edge.errors import ConfigError, InputError
 from edge.strict import strict_json
 from edge.task import Prompt, TaskSpec
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from edge.backends.structure.constraint import Matcher
     from edge.backends.structure.grammars import Grammar
 
-_NOT_GROUNDED = frozenset({"intent"})
+NOT_GROUNDED = frozenset({"intent"})
+"""Fields whose value need not stand in the input."""
+
+LATE = "the answer did not end before the deadline"
+"""The problem of a generation that was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +125,66 @@ def parsed(answer: str, source: str, *, ground: bool) -> tuple[Json, Sequence[st
         return None, ()
     if not ground or not isinstance(value, dict):
         return value, ()
-    return ground_object(value, source, skip=_NOT_GROUNDED)
+    return ground_object(value, source, skip=NOT_GROUNDED)
 
 
 def problem_of(
     generation: Generation, value: Json, missing: Sequence[str], kind: Kind
 ) -> str | None:
     """Return why a generation cannot be an answer, or ``None``."""
+    if generation.finish == "cancelled":
+        return LATE
     if generation.finish == "length":
         return "the answer did not end within max_output_tokens"
     if kind is Kind.EXTRACT and value is None and not _is_json(generation.text):
         return "the answer is not JSON"
     return f"not in the input: {', '.join(missing)}" if missing else None
+
+
+def tokens_by_field(decoder: Decoder, generation: Generation) -> dict[str, FieldTokens]:
+    """Return the tokens of each field of a JSON answer."""
+    pieces = [
+        b"" if token in decoder.end_tokens else decoder.piece(token) for token in generation.tokens
+    ]
+    return field_tokens(pieces, generation.stats)
+
+
+def is_copied(name: str, missing: Sequence[str]) -> bool | None:
+    """Whether a field's value stands in the input; ``None`` where it need not."""
+    if name in NOT_GROUNDED:
+        return None
+    return not any(place == name or place.startswith((f"{name}.", f"{name}[")) for place in missing)
+
+
+def cut_to_fit(
+    task: str, spec: TaskSpec, prompt: Prompt | None, decoder: Decoder, text: str
+) -> str:
+    """Return the longest beginning of a text whose prompt is within the task's budget.
+
+    It ends between words where there are any; it is empty where the prompt alone is too long.
+
+    Raises:
+        ConfigError: the task has no prompt.
+
+    """
+
+    def fits(part: str) -> bool:
+        try:
+            read_prompt(task, spec, prompt, decoder, part)
+        except InputError:
+            return False
+        return True
+
+    if fits(text):
+        return text
+    low, high = 0, len(text)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle)
+    begun = not any(each.isspace() for each in text[max(low - 1, 0) : low + 1])  # within a word
+    words = text[:low].rsplit(None, 1) if begun else [text[:low]]
+    part = words[0] if len(words) > 1 or not begun else text[:low]
+    return part if fits(part) else ""
 
 
 def _is_json(text: str) -> bool:

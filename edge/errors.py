@@ -15,6 +15,8 @@
         CloudServerError     the pool failed, or closed the connection before an answer
         CircuitOpen          the pool failed too often; it is left alone for a while
         CloudRejected        the pool refused the request itself
+        LeaseRefused         the pool's gateway takes nothing more from a lease
+        AnswerLost           it was answered and billed before; the answer is gone
       BudgetExceeded         the worst-case cost does not fit what is left
       StoreError             the state folder cannot be read or written
       PolicyError
@@ -167,6 +169,37 @@ class CloudRejected(CloudError):
     """The pool refused the request itself; the same request will fail again."""
 
     default_hint = "Check the pool's key, model name and limits."
+
+
+class LeaseRefused(CloudError):
+    """The pool's gateway takes nothing more from a lease; nothing was billed.
+
+    Attributes:
+        code: why, as the gateway calls it: ``sealed``, ``fenced``, ``exhausted``.
+
+    """
+
+    retryable = True
+    default_hint = "Sync with the fleet's hub for another lease."
+
+    def __init__(self, message: str, *, code: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class AnswerLost(CloudError):
+    """The pool answered and billed this request before; the answer is not kept any more.
+
+    Attributes:
+        cost_microusd: what was billed.
+
+    """
+
+    default_hint = "Ask anew only if a second bill is all right: name the task to retry it."
+
+    def __init__(self, message: str, *, cost_microusd: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, maybe_billed=True)
+        self.cost_microusd = cost_microusd
 
 
 class BudgetExceeded(EdgeError):

@@ -1,7 +1,7 @@
 """What other packages add to the runtime by entry points, found by name and loaded when asked for.
 
-The fleet's agent and its command come this way, so that the runtime never imports the fleet. A part
-whose libraries are missing is named with the remedy.
+The fleet's agent, its command and what signs calls to its gateways come this way, so that the
+runtime never imports the fleet. A part whose libraries are missing is named with the remedy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from edge.errors import ConfigError
 
 AGENTS = "edge.agents"
 COMMANDS = "edge.commands"
+SIGNERS = "edge.signers"
 _REMEDY = 'Install it: pip install "edge-runtime[sync]".'
 
 

@@ -30,7 +30,7 @@ ENCODER = "minilm-l6-int8"
 _KEPT = frozenset({Kind.CLASSIFY, Kind.EXTRACT, Kind.GENERATE})
 # An extraction copies from its text: the answer to a similar text names what this one does not.
 _SIMILAR = frozenset({Kind.CLASSIFY, Kind.GENERATE})
-_CHANGES_NO_ANSWER = {"caching", "samples", "description"}
+_CHANGES_NO_ANSWER = {"caching", "deferred", "degrade", "samples", "description"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Habit:
 
     Attributes:
         exact_s: for how many seconds the same text gets its answer again; ``None`` for never.
+        stale_s: for how many seconds at most on a degrade step.
         similar: when similar texts get it; ``None`` for never.
         head_first: the task's own model is a head. It costs what looking for a similar text costs
             and knows more, so it is asked first.
@@ -46,13 +47,15 @@ class Habit:
     """
 
     exact_s: int | None
+    stale_s: int
     similar: SemanticCache | None
     head_first: bool
 
     @property
     def longest_s(self) -> int:
         """How long an answer can be of use, seconds."""
-        return max(self.exact_s or 0, self.similar.ttl_seconds if self.similar else 0)
+        similar_s = self.similar.ttl_seconds if self.similar else 0
+        return max(self.exact_s or 0, self.stale_s, similar_s)
 
 
 def habit_of(spec: TaskSpec, *, may_embed: bool = True) -> Habit | None:
@@ -75,6 +78,7 @@ def habit_of(spec: TaskSpec, *, may_embed: bool = True) -> Habit | None:
         return None
     return Habit(
         exact_s=exact.ttl_seconds if exact.enabled else None,
+        stale_s=max((step.cached or 0 for step in spec.degrade.steps), default=0),
         similar=similar if alike else None,
         head_first=is_head(spec),
     )

@@ -6,6 +6,7 @@ memory budget. Knows heads, encoders and decoders; knows nothing of money, priva
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.answering import grammar_of, matcher_of, parsed, problem_of, read_prompt
+from edge.answering import (
+    NOT_GROUNDED,
+    grammar_of,
+    is_copied,
+    matcher_of,
+    parsed,
+    problem_of,
+    read_prompt,
+    tokens_by_field,
+)
 from edge.backends.base import Decoder, Encoder, ModelInfo
 from edge.backends.generate import Generation, Options, generate, stream
 from edge.backends.heads import Head, HeadOutput
@@ -27,22 +37,22 @@ from edge.choosing import Asked, choose
 from edge.choosing import signals as choice_signals
 from edge.choosing import wording as question_digest
 from edge.confidence.coverage import coverage
-from edge.confidence.fields import FieldTokens, doubtful, field_signals, field_tokens
+from edge.confidence.fields import doubtful, field_signals
 from edge.confidence.key import CalibrationKey
 from edge.confidence.likely import likely
 from edge.confidence.signals import generation_signals
 from edge.errors import ConfigError, ModelError
 from edge.loading import Loader
 from edge.policy.rules import Rule
+from edge.policy.sections import Memory, TaskBudget
 from edge.store.weights import ModelStore
-from edge.task import Memory, Prompt, TaskSpec
+from edge.task import Prompt, TaskSpec
 from edge.types import Choice, Draft, Json, Kind, SamplingParams, Usage
 
 if TYPE_CHECKING:
     from edge.backends.structure.grammars import Grammar
 
 _T = TypeVar("_T")
-_NOT_GROUNDED = frozenset({"intent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class LocalTask:
     Attributes:
         prompt: ``None`` for heads and encoders.
         rules: when its answers go up whatever their confidence.
+        cancel: asked before each step of a generation; ``None`` lets it end by itself.
         grammar: what the answer is constrained to, from the task; ``None`` for any text.
 
     Raises:
@@ -63,10 +74,22 @@ class LocalTask:
     spec: TaskSpec
     prompt: Prompt | None = None
     rules: tuple[Rule, ...] = ()
+    cancel: Callable[[], bool] | None = field(default=None, compare=False)
     grammar: Grammar | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grammar", grammar_of(self.name, self.spec))
+
+    def within(self, budget: TaskBudget, cancel: Callable[[], bool] | None) -> LocalTask:
+        """Return the task under the bounds of one call; the same where they are its own."""
+        if budget is self.spec.budget and cancel is self.cancel:
+            return self
+        made = copy.copy(self)  # with the grammar, which takes long to make
+        if budget is not self.spec.budget:
+            spec = self.spec.model_copy(update={"budget": budget})
+            object.__setattr__(made, "spec", spec)
+        object.__setattr__(made, "cancel", cancel)
+        return made
 
 
 class _Read(NamedTuple):
@@ -273,7 +296,7 @@ class LocalModels:
                 digest=digest,
                 device=info.device,
                 usage=Usage(min(count, limit), 0),
-                signals=_head_signals(output),
+                signals=output.signals if output else {},
                 confidence=output.confidence if output and calibrated else None,
                 truncated=count > limit,
                 candidates=likely(_shares(labels, output)),
@@ -301,14 +324,14 @@ class LocalModels:
         missing: Sequence[str] = ()
         if task.spec.kind is Kind.EXTRACT:
             value, missing = parsed(generation.text, text, ground=task.spec.ground)
-        tokens = _fields(decoder, generation) if isinstance(value, dict) else {}
+        tokens = tokens_by_field(decoder, generation) if isinstance(value, dict) else {}
         # A forced token says nothing of how sure the model is, and has no numbers.
         chosen = [entry for entry in generation.stats if not math.isnan(entry.logprob)]
         signals = generation_signals(chosen, missing_fields=len(missing), fields=tokens.values())
         if task.spec.kind is Kind.EXTRACT and task.spec.ground:
-            signals |= coverage(value, text, skip=_NOT_GROUNDED)
+            signals |= coverage(value, text, skip=NOT_GROUNDED)
         fields = {
-            name: field_signals(each, copied=_copied(name, missing) if task.spec.ground else None)
+            name: field_signals(each, copied=is_copied(name, missing) if task.spec.ground else None)
             for name, each in tokens.items()
         }
         draft = Draft(
@@ -359,24 +382,10 @@ def _asked(task: LocalTask, decoder: Decoder, text: str) -> tuple[Sequence[int],
         params=task.spec.sampling,
         max_tokens=task.spec.budget.max_output_tokens,
         stop=task.spec.stop,
+        cancel=task.cancel,
         allowed=matcher.allowed if matcher else None,
         forced=matcher.forced if matcher else None,
     )
-
-
-def _fields(decoder: Decoder, generation: Generation) -> dict[str, FieldTokens]:
-    """Return the tokens of each field of a JSON answer."""
-    pieces = [
-        b"" if token in decoder.end_tokens else decoder.piece(token) for token in generation.tokens
-    ]
-    return field_tokens(pieces, generation.stats)
-
-
-def _copied(name: str, missing: Sequence[str]) -> bool | None:
-    """Whether a field's value stands in the input; ``None`` where it need not."""
-    if name in _NOT_GROUNDED:
-        return None
-    return not any(place == name or place.startswith((f"{name}.", f"{name}[")) for place in missing)
 
 
 def _shares(labels: Sequence[str], output: HeadOutput | None) -> list[tuple[str, float]]:
@@ -388,7 +397,3 @@ def _shares(labels: Sequence[str], output: HeadOutput | None) -> list[tuple[str,
 
 def _joint_digest(*digests: str) -> str:
     return hashlib.sha256(":".join(digests).encode()).hexdigest()
-
-
-def _head_signals(output: HeadOutput | None) -> dict[str, float]:
-    return {} if output is None else output.signals

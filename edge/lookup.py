@@ -26,7 +26,7 @@ from edge.keeping import ENCODER, Keys, habit_of, is_final, is_head
 from edge.local import LocalModels, LocalTask
 from edge.oversight import Oversight
 from edge.policy.sections import SemanticCache
-from edge.record import about_input, answer_digest
+from edge.record import about_input, answer_digest, degraded_detail
 from edge.route import denied
 from edge.store.cache import Cache, Kept
 from edge.store.traces import Traces
@@ -119,7 +119,7 @@ class Lookup:
         digest = hashlib.sha256(call.text.encode()).hexdigest()
         looked = Looked(key=self._keys.of(call), input_sha256=digest)
         if habit.exact_s is not None:
-            kept = self._same(call, looked, habit.exact_s)
+            kept = self._same(call, looked, max(habit.exact_s, call.stance.stale_s or 0))
             if kept is not None:
                 return replace(looked, result=self._given(call, kept, None))
         return looked if habit.head_first else self._similar(call, looked)
@@ -139,8 +139,8 @@ class Lookup:
     def remember(self, call: Call, looked: Looked, found: Considered, result: Result) -> None:
         """Keep an answer that would be given again; one that cannot be kept costs nothing."""
         habit = self._habits.get(call.name)
-        if habit is None or not looked.key or not is_final(result):
-            return
+        if habit is None or not looked.key or not is_final(result) or call.stance.step:
+            return  # what a degrade step made is not what the task says
         tier = None if result.route is Route.CLOUD else found.tier
         vector = None
         if habit.similar is not None and self._is_dear(tier):
@@ -260,11 +260,12 @@ class Lookup:
             tokens_in=0,
             tokens_out=0,
             trace_id=call.trace_id,
-            reasons=(Reason.CACHED if same else Reason.SIMILAR,),
+            reasons=self._reasons(call, kept, same=same),
             task=call.name,
             interval=kept.interval if same else None,
         )
         detail: dict[str, Any] = {"from": kept.trace_id, "policy": kept.policy, "tier": kept.tier}
+        detail |= degraded_detail(call)
         if not same:
             detail["similarity"] = similarity
         self._traces.append(
@@ -282,6 +283,15 @@ class Lookup:
             }
         )
         return result
+
+    def _reasons(self, call: Call, kept: Kept, *, same: bool) -> tuple[Reason, ...]:
+        """Return why: an answer past its time is given on a degrade step alone."""
+        if not same:
+            return (Reason.SIMILAR, *call.stance.reasons[:1])
+        usual_s = self._habits[call.name].exact_s or 0
+        is_old = kept.made_at <= self._clock() - usual_s
+        stale = (Reason.STALE,) if is_old and call.stance.stale_s else ()
+        return (Reason.CACHED, *stale, *call.stance.reasons[:1])
 
     def _is_dear(self, tier: str | None) -> bool:
         """Whether an answer cost more than looking for a similar one does."""

@@ -50,8 +50,8 @@ from edge.policy.merging import (
 from edge.policy.partial import partial
 from edge.policy.plain import check_plain
 from edge.policy.rules import read_rules
-from edge.policy.sections import NAME, LocalModel, Model, checked
-from edge.task import GrammarSpec, Pack
+from edge.policy.sections import NAME, GrammarSpec, LocalModel, Model, checked
+from edge.task import Pack
 
 __all__ = [
     "FORMAT",

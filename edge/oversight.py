@@ -11,18 +11,25 @@ import functools
 import hashlib
 import json
 import math
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from edge.admit import Call
 from edge.calibrations import Calibrations
 from edge.confidence.calibration import Calibration
 from edge.confidence.certificate import Certificate
 from edge.confidence.watch import Alarm, Audit, Auditor, Watch, WatchPlan, ticket
+from edge.errors import StoreError
+from edge.judge import is_right
 from edge.local import LocalTask
 from edge.route import Terms
+from edge.store.cache import Cache
 from edge.store.states import States
-from edge.types import Draft
+from edge.types import Draft, Json
 
 NOTHING = math.inf
 """The threshold that keeps nothing."""
@@ -240,6 +247,29 @@ class Oversight:
             calibration.reference.get("similarity", ()),
             confidences=calibration.reference.get("confidence", ()),
         )
+
+
+def auditor(
+    oversight: Oversight, tasks: Mapping[str, LocalTask], cache: Cache
+) -> Callable[[Call, Mapping[str, Any], Json, Json], None]:
+    """Return what takes the cloud's word on a kept answer that was picked for an audit."""
+
+    def audited(call: Call, about: Mapping[str, Any], own: Json, answer: Json) -> None:
+        right = is_right(own, answer)
+        if not right:
+            with suppress(StoreError):
+                cache.forget_trace(call.trace_id)
+        oversight.audited(
+            tasks.get(str(about.get("tier")), call.local),
+            call.trace_id,
+            right=right,
+            propensity=float(about["propensity"]),
+            rung=int(about["rung"]),
+            answers=int(about["answers"]),
+            at=time.time(),
+        )
+
+    return audited
 
 
 def _ladder(certificate: Certificate, calibration: Calibration) -> tuple[float, ...]:

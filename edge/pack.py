@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from edge.config import is_file, models_folder, shortened
 from edge.errors import ConfigError
 from edge.policy.merging import Sections, at_tasks, budgets_by_task, completed, defaults, lowered
-from edge.policy.sections import Caching, TaskBudget, checked
-from edge.task import Memory, Pack, PackRouting, Privacy, TaskSpec
+from edge.policy.sections import Caching, Memory, TaskBudget, checked
+from edge.task import Pack, PackRouting, Privacy, TaskSpec
 
 ALL: dict[str, type[BaseModel]] = {
     "task_budgets": TaskBudget,

@@ -13,23 +13,22 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from edge.admit import Call
+from edge.admit import Call, Wait, check_wait
 from edge.considering import Considered
 from edge.errors import Busy, EdgeError, InputError
 from edge.escalate import FINAL, Outcome
 from edge.judge import plain
 from edge.route import Action, Plan, denied
 from edge.store.book import Book
+from edge.store.queued import AUDIT
 from edge.store.traces import ERROR, Traces
 from edge.task import Pack
 from edge.types import Json, Kind, Reason, Result, Route
 
-AUDIT = "audit"
-"""Why a task is in the queue whose answer was kept."""
-
 _ROUTES = {Action.KEEP: Route.LOCAL, Action.ABSTAIN: Route.ABSTAINED}
 _SENT_LATER = (None, Reason.OFFLINE, Reason.POLICY_EXPIRED)
 _MOST_WAITING = 1_000  # audits never crowd out tasks that wait for an answer
+_NO_HURRY = Wait(priority=0, expires_s=None)
 _COMPARABLE = frozenset({Kind.CLASSIFY, Kind.EXTRACT})
 
 
@@ -90,6 +89,7 @@ class Recorder:
             route = Route.DEFERRED if waits else Route.ABSTAINED
         if route is Route.LOCAL and self._audit(call, the_plan, found):
             reasons += (Reason.AUDITED,)
+        reasons += call.stance.reasons
         result = _result(
             call, found, outcome, value=value, route=route, reasons=reasons, task_id=task_id
         )
@@ -109,6 +109,7 @@ class Recorder:
             "model": call.spec.model,
             "latency_ms": (time.perf_counter() - call.started) * 1e3,
             "reasons": [type(error).__name__],
+            "detail": degraded_detail(call),
             "policy": self._revision,
         }
         self._traces.append(row)
@@ -144,13 +145,18 @@ class Recorder:
             "answers": found.checked.answers,
             "tier": found.tier,
         }
-        return self._put(call, AUDIT, draft.value, about) is not None
+        return self._put(call, AUDIT, draft.value, about, wait=_NO_HURRY) is not None
 
     def _queue(self, call: Call, why: Reason, own: Json, pool: str | None) -> str | None:
-        return self._put(call, why.value, own, {} if pool is None else {"pool": pool})
+        about = {} if pool is None else {"pool": pool}
+        wait = call.wait or check_wait(call.spec, None, None)
+        return self._put(call, why.value, own, about, wait=wait)
 
-    def _put(self, call: Call, why: str, provisional: Json, about: dict[str, Any]) -> str | None:
+    def _put(
+        self, call: Call, why: str, provisional: Json, about: dict[str, Any], *, wait: Wait
+    ) -> str | None:
         """Let a task wait; ``None`` where the queue is full, which costs no answer."""
+        took_s = time.perf_counter() - call.started
         try:
             return self._book.queue.put(
                 call.name,
@@ -159,6 +165,8 @@ class Recorder:
                 reason=why,
                 provisional=provisional,
                 trace_id=call.trace_id,
+                priority=wait.priority,
+                expires_s=None if wait.expires_s is None else wait.expires_s - took_s,
             )
         except Busy:
             return None
@@ -181,7 +189,7 @@ def _result(
         confidence=None if answered else found.verdict.confidence,
         certified=route is Route.LOCAL and found.decision.certified,
         route=route,
-        provisional=task_id is not None,
+        provisional=task_id is not None or _is_best_effort(call, route, value),
         model=shown.model if shown else None,
         device=shown.device if shown else None,
         cost_microusd=outcome.cost_microusd if outcome else 0,
@@ -227,6 +235,17 @@ def about_input(call: Call) -> dict[str, Any]:
     }
 
 
+def degraded_detail(call: Call) -> dict[str, Any]:
+    """Return what a trace tells of the degrade steps in force; empty where there are none."""
+    stance = call.stance
+    return {"degrade": stance.as_detail()} if stance.step or stance.probe else {}
+
+
+def _is_best_effort(call: Call, route: Route, value: Json) -> bool:
+    """Whether an answer that does not stand is given because a step says so."""
+    return call.stance.best_effort and route is Route.DEFERRED and value is not None
+
+
 def _trace(result: Result, call: Call, found: Considered, revision: int) -> dict[str, Any]:
     """Return a trace's row; neither the input's text nor the answer is in it."""
     return {
@@ -241,7 +260,7 @@ def _trace(result: Result, call: Call, found: Considered, revision: int) -> dict
         "tokens_in": result.tokens_in,
         "tokens_out": result.tokens_out,
         "reasons": [reason.value for reason in result.reasons],
-        "detail": _detail(found),
+        "detail": _detail(found) | degraded_detail(call),
         "policy": revision,
     }
 

@@ -7,7 +7,7 @@ afterwards what becomes of the draft. No I/O, no clock: the same values give the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from edge.cloud.pacing import worth
@@ -62,6 +62,10 @@ class Plan:
     calls_left: int
     stopped: bool = False
     halted: bool = False
+
+    def without_pools(self, why: Reason) -> Plan:
+        """Return the same plan where no pool is asked, now or later."""
+        return replace(self, cloud_blocked=why, may_queue=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def decide(
     verdict: Verdict,
     *,
     terms: Terms = Terms(),
-    calls: int = 1,
+    calls: int | None = None,
 ) -> Decision:
     """Say what becomes of a draft, or of a task no local model could answer.
 
@@ -163,16 +167,18 @@ def decide(
         draft: of the local model that answered last.
         verdict: over that draft.
         terms: what is asked of it.
-        calls: local calls made so far.
+        calls: model calls made so far; that of the draft alone where ``None``.
 
     """
+    if calls is None:
+        calls = 0 if draft is None else 1
     if the_plan.stopped:
         return Decision(Action.ABSTAIN, (Reason.STOPPED,))
     rule = _matched(draft, verdict, terms)
     doubts = _doubts(task, draft, verdict, terms)
     if rule is not None:
         doubts = (Reason.CONDITION, *doubts)
-    affordable = the_plan.calls_left >= (1 if draft is None else calls + 1)
+    affordable = the_plan.calls_left > calls
     if doubts:
         reasons = (*doubts, *(reason for reason in verdict.reasons if reason not in doubts))
         return _not_kept(
@@ -182,6 +188,16 @@ def decide(
     if free and _is_worth_it(task, verdict, terms):
         return Decision(Action.ESCALATE, (Reason.WORTH_ASKING, *verdict.reasons))
     return _keep(verdict, terms)
+
+
+def best_effort(decision: Decision, the_plan: Plan) -> Decision:
+    """Return what becomes of a draft where nobody else is asked: it is given as it is.
+
+    A task that is stopped stays so, and what could be asked later still waits for it.
+    """
+    if decision.action not in {Action.ESCALATE, Action.DEFER}:
+        return decision
+    return replace(decision, action=Action.DEFER, queue=the_plan.may_queue)
 
 
 def denied(task: TaskSpec, value: Json, tools: Mapping[str, Reason]) -> Reason | None:

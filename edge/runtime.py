@@ -7,47 +7,42 @@ force once (``edge.standing``) and goes by it to its end. Thread-safe; offline n
 
 from __future__ import annotations
 
-import os
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
 from edge import extensions
-from edge.activation import Activation, read_own
-from edge.admit import admit, check_text, task_named
-from edge.config import is_offline, state_folder
+from edge.activation import Activation
+from edge.admit import Wait, admit, check_context, check_text, check_wait, task_named
+from edge.deferred import Deferred
 from edge.drain import Drained
 from edge.errors import InputError
 from edge.local import LocalModels, LocalTask
 from edge.overlay import Document, Policy, lay
 from edge.oversight import Oversight
-from edge.pack import find_pack, limit_memory, load_pack
+from edge.quality import Quality
 from edge.record import answer_digest
 from edge.roster import fit
 from edge.route import plan
 from edge.standing import Ground, Standing
 from edge.task import Pack
-from edge.types import Choice, Draft, Json, Kind, Result
+from edge.tooling import Tooled, Tooling
+from edge.types import Choice, Chunk, Draft, Json, Kind, Reason, Result
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
+
+__all__ = ["Chunk", "Context", "Drained", "Runtime"]
 
 Context: TypeAlias = Mapping[str, str | float | bool | None]
 """What an app tells of a call besides its text, by the names that the pack declares."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a streamed text; the last one is empty and carries the result."""
-
-    text: str
-    result: Result | None = None
-
-
-class Runtime:
+class Runtime(Deferred, Tooled):
     """Answers the tasks of a pack; made by ``edge.open``."""
 
     def __init__(
@@ -72,6 +67,8 @@ class Runtime:
             raise
         self.book, self.traces, self.states = ground.book, ground.traces, ground.states
         self.policies, self.cache = ground.policies, ground.cache
+        self._see_to_what_waits(pack.name)
+        self._tooling = Tooling()
 
     @property
     def models(self) -> LocalModels:
@@ -82,6 +79,11 @@ class Runtime:
     def oversight(self) -> Oversight:
         """The watches over the answers that are kept."""
         return self._activation.standing.oversight
+
+    @property
+    def quality(self) -> Quality:
+        """The breakers of tasks that declare how they degrade."""
+        return self._activation.standing.quality
 
     @property
     def policy_revision(self) -> int:
@@ -130,35 +132,63 @@ class Runtime:
             document, stopped=stopped, tightened=tightened, check=check, trust=trust, etag=etag
         )
 
-    def run(self, task: str, text: str, *, context: Context | None = None) -> Result:
+    def run(
+        self,
+        task: str,
+        text: str,
+        *,
+        context: Context | None = None,
+        priority: int | None = None,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Result:
         """Answer one text.
 
         Args:
             task: the name of a task in the pack.
             text: the input.
             context: what the pack's conditions may look at besides, by declared name.
+            priority: where it has to wait, 0 to 9, the higher the sooner; ``None``: as its task.
+            deadline_s: for how many seconds from now an answer that has to wait is of use.
+            idempotency_key: the same key with the same input gives the first result again, or what
+                has become of its queued task; ``edge.store.repeats`` says for how long.
 
         Raises:
             ConfigError: there is no such task.
-            InputError: the text is empty, too long, or not valid Unicode; or the context holds
-                what the pack does not declare.
+            InputError: the text is empty, too long, or not valid Unicode; the context holds what
+                the pack does not declare; another argument is none, or the key is another input's.
             ModelError: the local model is missing, damaged, or failed and nothing else may answer.
             StoreError: the state folder cannot be written.
 
         """
-        return self._run(self._activation.now(), task, text, context)
+        standing = self._activation.now()
+        wait = check_wait(task_named(standing.tasks, task).spec, priority, deadline_s)
+        answer = functools.partial(self._answer, standing, task, text, context, wait)
+        if idempotency_key is None:
+            return answer()
+        admit(standing.tasks, task, text)  # bad input takes no key
+        told = check_context(context, standing.pack.context)
+        return self._repeating.once(idempotency_key, (task, text, told), answer)
 
     def map(
-        self, task: str, texts: Sequence[str], *, context: Context | None = None
+        self,
+        task: str,
+        texts: Sequence[str],
+        *,
+        context: Context | None = None,
+        priority: int | None = None,
+        deadline_s: float | None = None,
     ) -> list[Result]:
         """Answer several texts in order; all are admitted before the first is answered.
+
+        For each text ``deadline_s`` runs from when its turn comes.
 
         Raises:
             InputError: ``texts`` is one text instead of several; else as ``run``.
 
         """
         standing = self._activation.now()
-        task_named(standing.tasks, task)  # says so, even where there is no text to answer
+        wait = check_wait(task_named(standing.tasks, task).spec, priority, deadline_s)
         if isinstance(texts, str | bytes):
             raise InputError(
                 "The texts to map are one text, not a list of them.",
@@ -166,13 +196,30 @@ class Runtime:
             )
         calls = [admit(standing.tasks, task, text) for text in texts]
         still = self._activation.still
-        return [self._run(still(standing), call.name, call.text, context) for call in calls]
+        return [self._answer(still(standing), task, call.text, context, wait) for call in calls]
 
-    async def arun(self, task: str, text: str, *, context: Context | None = None) -> Result:
-        """Answer one text without blocking the event loop."""
+    async def arun(
+        self,
+        task: str,
+        text: str,
+        *,
+        context: Context | None = None,
+        priority: int | None = None,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Result:
+        """Answer one text without blocking the event loop; as ``run``."""
         import asyncio
 
-        return await asyncio.to_thread(self.run, task, text, context=context)
+        return await asyncio.to_thread(
+            self.run,
+            task,
+            text,
+            context=context,
+            priority=priority,
+            deadline_s=deadline_s,
+            idempotency_key=idempotency_key,
+        )
 
     def stream(self, task: str, text: str, *, context: Context | None = None) -> Iterator[Chunk]:
         """Yield a generated text as it comes and, last, a chunk with the result.
@@ -183,17 +230,18 @@ class Runtime:
 
         """
         standing = self._activation.now()
-        call = standing.admit(task, text, context)
-        if call.spec.kind is not Kind.GENERATE:
+        spec = task_named(standing.tasks, task).spec
+        if spec.kind is not Kind.GENERATE:
             raise InputError(
-                f"Task {task} is of kind {call.spec.kind}; only generate can be streamed.",
+                f"Task {task} is of kind {spec.kind}; only generate can be streamed.",
                 hint="Call run instead.",
             )
-        if call.spec.routing.may_replace:
+        if spec.routing.may_replace:
             raise InputError(
                 f"Task {task} cannot be streamed: its policy may withhold or replace the answer.",
                 hint="Call run instead.",
             )
+        call = standing.admit(task, text, context)
         with standing.traced(call):
             looked = standing.lookup.find(call)
             if looked.result is not None:
@@ -201,8 +249,7 @@ class Runtime:
                 return
             the_plan = plan(call.spec, standing.world.of(call))
             draft = None
-            pieces = standing.considering.pieces(call.local, text) if the_plan.local else ()
-            for piece in pieces:
+            for piece in standing.considering.pieces(call, the_plan):
                 if isinstance(piece, Draft):
                     draft = piece
                 else:
@@ -302,21 +349,6 @@ class Runtime:
         """Return the tasks by name."""
         return dict(self._activation.now().tasks)
 
-    def drain(self, task_ids: Sequence[str] | None = None, *, limit: int = 100) -> Drained:
-        """Ask the cloud for queued tasks whose time has come.
-
-        Args:
-            task_ids: only these, by id or its beginning; due at once, even if given up or if an
-                earlier attempt may have been billed.
-            limit: how many at most.
-
-        Raises:
-            InputError: no queued task has such an id, or several have.
-
-        """
-        in_force = self._activation.now
-        return in_force().draining.drain(task_ids, limit=limit, latest=lambda: in_force().draining)
-
     def close(self) -> None:
         """End the agent; free models, clients and files. Calling twice is harmless."""
         agent, self._agent = self._agent, None
@@ -341,59 +373,26 @@ class Runtime:
             start = extensions.load(extensions.AGENTS, "hub")
             self._agent = start(self, hub, pack=self._activation.standing.pack.name)
 
-    def _run(self, standing: Standing, task: str, text: str, context: Context | None) -> Result:
+    def _answer(
+        self,
+        standing: Standing,
+        task: str,
+        text: str,
+        context: Context | None,
+        wait: Wait,
+        *,
+        trace_id: str | None = None,
+        paid: bool = False,
+    ) -> Result:
+        """Answer one text; no pool is asked where one may have been ``paid`` for it before."""
         call = standing.admit(task, text, context)
+        call = replace(call, wait=wait, trace_id=trace_id or call.trace_id)
         with standing.traced(call):
             looked = standing.lookup.find(call)
             if looked.result is not None:
                 return looked.result
             the_plan = plan(call.spec, standing.world.of(call))
-            draft = standing.considering.draft(call.local, text) if the_plan.local else None
+            if paid:
+                the_plan = the_plan.without_pools(Reason.MAYBE_BILLED)
+            draft = standing.considering.draft(call, the_plan)
             return standing.finish(call, the_plan, draft, looked)
-
-
-def open_runtime(
-    pack: str | os.PathLike[str] = "kiosk",
-    *,
-    state: str | os.PathLike[str] | None = None,
-    offline: bool | None = None,
-    threads: int | None = None,
-    memory_mb: float | None = None,
-    policy: str | os.PathLike[str] | None = None,
-    hub: str | None = None,
-) -> Runtime:
-    """Open a runtime over a pack.
-
-    Args:
-        pack: the name of a shipped pack, or a YAML file.
-        state: folder for ledger, queue and traces; the platform's usual place where ``None``.
-        offline: open no socket; ``EDGE_OFFLINE`` decides where ``None``.
-        threads: threads per forward pass; measured per model where ``None``.
-        memory_mb: megabytes for all loaded models together; the pack decides where ``None``.
-        policy: a policy to lay over the pack, as YAML or compiled; it wins over the fleet's, but
-            not over what the fleet stops.
-        hub: address of the fleet's hub, whose agent then keeps the policy up to date; offline
-            nothing is asked, and the last policy stays in force.
-
-    Raises:
-        ConfigError: the pack or the policy cannot be read, something in it is wrong, or a task's
-            model is missing or of the wrong kind; or the fleet's agent is not installed.
-        LoadError: the manifest of a model is not valid.
-        StoreError: the state folder cannot be used.
-
-    """
-    loaded = limit_memory(load_pack(find_pack(os.fspath(pack))), memory_mb)
-    runtime = Runtime(
-        loaded,
-        state_folder(state),
-        offline=is_offline(offline),
-        threads=threads,
-        policy=None if policy is None else read_own(Path(policy)),
-    )
-    if hub is not None:
-        try:
-            runtime.join(hub)
-        except BaseException:
-            runtime.close()
-            raise
-    return runtime

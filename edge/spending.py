@@ -7,6 +7,7 @@ says what may be spent. State is in the state folder. Asks no pool.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -18,12 +19,14 @@ from edge.cloud.pacing import Pacer, Pacing, advance, incurred, limit, settle, s
 from edge.cloud.pricing import worst_case_microusd
 from edge.errors import StoreError
 from edge.local import LocalTask
-from edge.store.ledger import period_bounds
+from edge.store.ledger import Need, period_bounds
 from edge.store.states import State, States
-from edge.task import Budget, PoolSpec
+from edge.task import Budget, Pack, PoolSpec
+from edge.types import Kind
 
 _NAME = "spending"
 _LONGEST_S = 30 * 86_400.0  # over which a budget without an end is spread
+_BYTES_PER_TOKEN = 4
 _WEIGHT = 0.1  # of the latest cost in a task's usual one
 
 
@@ -71,14 +74,46 @@ class Spending:
             return None
         state = self._now(self._states.read(_NAME), call, pool)
         pacer, usual = Pacer.from_dict(state["pacer"]), self._usual(state, call, pool)
-        counts = state["premium"].get(call.name, [0, 0])
-        if counts[1] + 1 > call.spec.routing.premium_share * (counts[0] + 1):
+        if not _has_room(state, call):
             return None
         if limit(pacer, usual) is not None:
             return None
         return usual, pacer.price
 
-    def passed(self, call: Call, cost_microusd: int, *, premium: bool, reachable: bool) -> None:
+    def spares(self, call: Call) -> bool:
+        """Whether asking for a call leaves what the budget keeps for calls as they come."""
+        pool, budget = self._pools.get(call.spec.routing.pool), self._budget
+        if budget is None or pool is None or budget.interactive_share <= 0:
+            return True
+        kept = math.ceil(budget.cap_microusd * budget.interactive_share)
+        return self._outlay() + self._worst(call, pool) <= budget.cap_microusd - kept
+
+    def claim(self, call: Call) -> bool:
+        """Count a call among its task's premium ones; ``False`` where their share is used up.
+
+        Claimed before the pool is asked, in one transaction, so that no number of callers at once
+        takes more than the share; what comes of the asking changes nothing. A claim that cannot be
+        written down is none, unless all calls may be premium.
+        """
+        pool = self._pools.get(call.spec.routing.pool)
+        if self._budget is None or pool is None:
+            return False
+        claimed: list[bool] = []
+
+        def step(before: State | None) -> State:
+            state = self._now(before, call, pool)
+            claimed.append(_has_room(state, call))
+            tasks, asked = _premium(state, call)
+            state["premium"][call.name] = [tasks, asked + claimed[-1]]
+            return state
+
+        try:
+            self._states.change(_NAME, step)
+        except StoreError:
+            return call.spec.routing.premium_share >= 1
+        return claimed[-1]
+
+    def passed(self, call: Call, cost_microusd: int, *, reachable: bool) -> None:
         """Take a call that has been decided, with what it cost; 0 where it stayed here.
 
         Raises:
@@ -98,8 +133,8 @@ class Spending:
                 state["usual"][call.name] = round(usual + _WEIGHT * (cost_microusd - usual))
             by = max(0.0, now - state["at"])
             pacer = advance(pacer, by, reachable=reachable)
-            tasks, asked = state["premium"].get(call.name, [0, 0])
-            state["premium"][call.name] = [tasks + 1, asked + premium]
+            tasks, asked = _premium(state, call)
+            state["premium"][call.name] = [tasks + 1, asked]
             return {**state, "at": max(now, state["at"]), "pacer": pacer.to_dict()}
 
         self._states.change(_NAME, step)
@@ -136,6 +171,43 @@ class Spending:
         return worst_case_microusd(
             pool.price, asked.messages, asked.max_tokens, response_schema=asked.schema
         )
+
+
+def _premium(state: Mapping[str, Any], call: Call) -> tuple[int, int]:
+    """Return a task's (calls seen, premium calls claimed) in this period."""
+    seen, claimed = state["premium"].get(call.name, (0, 0))
+    return seen, claimed
+
+
+def _has_room(state: Mapping[str, Any], call: Call) -> bool:
+    """Whether one more premium call is within the share of the calls seen, this one included.
+
+    Calls under way are not among those seen, so that where all may be premium none is counted out.
+    """
+    share = call.spec.routing.premium_share
+    seen, claimed = _premium(state, call)
+    return bool(share >= 1 or claimed + 1 <= share * (seen + 1))
+
+
+def needs_of(pack: Pack) -> list[Need]:
+    """Return which pools the tasks of a pack may ask, and about the most that one call costs.
+
+    Labels that a head brings are not counted; what a call really costs the ledger learns.
+    """
+    found = []
+    for name, spec in pack.tasks.items():
+        if spec.privacy.allow_cloud == "never" or spec.kind is Kind.EMBED:
+            continue
+        size = min(_BYTES_PER_TOKEN * spec.budget.max_input_tokens, spec.input.max_chars)
+        asked = question(spec, "x" * size, labels=spec.labels)
+        chosen = {rule.model for rule in spec.routing.escalate_if if rule.model is not None}
+        for pool in ({spec.routing.pool} | chosen) & pack.pools.keys():
+            at = pack.pools[pool]
+            cost = worst_case_microusd(
+                at.price, asked.messages, asked.max_tokens, response_schema=asked.schema
+            )
+            found.append(Need(pool, name, at.gateway, cost))
+    return found
 
 
 def _following(pacer: Pacer, outlay_microusd: int) -> Pacer:

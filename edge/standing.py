@@ -8,12 +8,11 @@ the ``Ground`` that all of them stand on. Does not know where a policy comes fro
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge.admit import Call, admit, check_context
 from edge.backends.onnx.choice import FILE as DEVICE_CHOICES
@@ -24,11 +23,11 @@ from edge.considering import Considered, Considering
 from edge.drain import Draining
 from edge.errors import EdgeError, InputError, PolicyError, StoreError
 from edge.escalate import Escalation, Outcome
-from edge.judge import is_right
 from edge.keeping import ENCODER, similar_in
 from edge.local import LocalModels, LocalTask
 from edge.lookup import Looked, Lookup
-from edge.oversight import Oversight
+from edge.oversight import Oversight, auditor
+from edge.quality import Quality
 from edge.record import Recorder
 from edge.roster import Fitted
 from edge.route import Action, Circumstances, Plan
@@ -40,7 +39,7 @@ from edge.store.states import States
 from edge.store.traces import Traces
 from edge.store.weights import ModelStore
 from edge.task import Pack, PoolSpec
-from edge.types import Draft, Json, Reason, Result
+from edge.types import Draft, Reason, Result
 
 if TYPE_CHECKING:
     from edge.cloud.pool import Pool
@@ -90,7 +89,7 @@ class Ground:
             opened.callback(states.close)
             policies = opened.enter_context(Policies.open(state))
             opened.pop_all()  # all are open: from here on ``close`` sees to them
-        cache, pools = Cache(state), Pools(open_pool)
+        cache, pools = Cache(state), Pools(open_pool, state=state)
         return cls(state, offline, threads, room, book, traces, states, policies, cache, pools)
 
     def close(self) -> None:
@@ -158,6 +157,7 @@ class Footing:
     oversight: Oversight
     spending: Spending
     escalation: Escalation
+    quality: Quality
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,10 +166,12 @@ class Standing(Footing):
 
     Attributes:
         switches: what the fleet stopped.
+        tools: that may not be called, with the reason.
 
     """
 
     switches: Switches
+    tools: Mapping[str, Reason]
     world: World
     considering: Considering
     lookup: Lookup
@@ -179,19 +181,25 @@ class Standing(Footing):
     def admit(self, task: str, text: str, context: Mapping[str, object] | None) -> Call:
         """Return the admitted call; raises as ``edge.admit``."""
         call = admit(self.tasks, task, text)
-        return replace(call, context=check_context(context, self.pack.context))
+        told = check_context(context, self.pack.context)
+        return replace(call, context=told, stance=self.quality.begin(task))
 
     @contextmanager
     def traced(self, call: Call) -> Iterator[None]:
-        """Leave a trace also where answering fails; bad input leaves none."""
+        """Leave a trace also where answering fails; bad input leaves none, and says nothing."""
+        failed: bool | None = None
         try:
             yield
+            failed = False
         except InputError:
             raise
         except EdgeError as error:
+            failed = True
             with suppress(EdgeError):  # it must not hide the cause
                 self.recorder.failed(call, error)
             raise
+        finally:
+            self.quality.ended(call, failed=failed)
 
     def finish(self, call: Call, the_plan: Plan, draft: Draft | None, looked: Looked) -> Result:
         """Judge, decide, escalate where it was decided so, record, and remember."""
@@ -202,12 +210,12 @@ class Standing(Footing):
                 return looked.result
         outcome = None
         if found.decision.action is Action.ESCALATE:
-            outcome = self._escalate(call, the_plan, found)
+            outcome = self._escalate(call, found)
         result = self.recorder.record(call, the_plan, found, outcome)
         self.lookup.remember(call, looked, found, result)
         if call.spec.routing.value_usd is not None:
             with suppress(StoreError):  # what only advises never costs an answer
-                self._paid(call, the_plan, found, outcome)
+                self._paid(call, the_plan, outcome)
         return result
 
     def check_runs(self, call: Call) -> None:
@@ -230,16 +238,15 @@ class Standing(Footing):
                 f"Model {name} is stopped by the fleet's policy.", hint="Ask the fleet's admin."
             )
 
-    def _paid(self, call: Call, the_plan: Plan, found: Considered, outcome: Outcome | None) -> None:
+    def _paid(self, call: Call, the_plan: Plan, outcome: Outcome | None) -> None:
         """Let the price of the budget follow what was spent."""
         self.spending.passed(
             call,
             outcome.cost_microusd if outcome else 0,
-            premium=Reason.WORTH_ASKING in found.decision.reasons,
             reachable=the_plan.cloud_blocked is None,
         )
 
-    def _escalate(self, call: Call, the_plan: Plan, found: Considered) -> Outcome:
+    def _escalate(self, call: Call, found: Considered) -> Outcome:
         pool = found.decision.pool
         return self.escalation.ask(
             call.name,
@@ -248,7 +255,8 @@ class Standing(Footing):
             trace_id=call.trace_id,
             labels=self.models.labels(call.local),
             draft=found.draft,
-            calls_left=max(1, the_plan.calls_left - found.calls),
+            calls_left=call.allowance.calls_left,
+            allowance=call.allowance,
         )
 
 
@@ -276,6 +284,7 @@ def stand(ground: Ground, fitted: Fitted, *, revision: int, switches: Switches) 
         escalation=Escalation(
             ground.book, open_pool=functools.partial(ground.pools.get, specs=pack.pools)
         ),
+        quality=Quality({name: task.spec for name, task in tasks.items()}, ground.states),
     )
     return switched(ground, footing, switches)
 
@@ -294,6 +303,7 @@ def switched(ground: Ground, on: Footing, switches: Switches) -> Standing:
     return Standing(
         **{each.name: getattr(on, each.name) for each in fields(Footing)},
         switches=switches,
+        tools=tools,
         world=world,
         considering=Considering(
             on.tasks,
@@ -320,9 +330,11 @@ def switched(ground: Ground, on: Footing, switches: Switches) -> Standing:
             ground.book,
             on.tasks,
             on.escalation,
+            pack=on.pack.name,
             labels=on.models.labels,
             circumstances=world.of,
-            audited=_auditor(on.oversight, on.tasks, ground.cache),
+            audited=auditor(on.oversight, on.tasks, ground.cache),
+            spares=on.spending.spares,
             tools=tools,
         ),
     )
@@ -364,26 +376,3 @@ def _named(names: Sequence[str], store: ModelStore) -> Needs:
 def _denied_tools(pack: Pack, switches: Switches) -> dict[str, Reason]:
     denied = {name: Reason.TOOL_DENIED for name, tool in pack.tools.items() if not tool.allow}
     return denied | dict.fromkeys(switches.stopped["tools"], Reason.STOPPED)
-
-
-def _auditor(
-    oversight: Oversight, tasks: Mapping[str, LocalTask], cache: Cache
-) -> Callable[[Call, Mapping[str, Any], Json, Json], None]:
-    """Return what takes the cloud's word on a kept answer that was picked for an audit."""
-
-    def audited(call: Call, about: Mapping[str, Any], own: Json, answer: Json) -> None:
-        right = is_right(own, answer)
-        if not right:
-            with suppress(StoreError):
-                cache.forget_trace(call.trace_id)
-        oversight.audited(
-            tasks.get(str(about.get("tier")), call.local),
-            call.trace_id,
-            right=right,
-            propensity=float(about["propensity"]),
-            rung=int(about["rung"]),
-            answers=int(about["answers"]),
-            at=time.time(),
-        )
-
-    return audited

@@ -16,8 +16,12 @@ from pydantic import Field, field_validator, model_validator
 from edge.policy.sections import (
     NAME,
     Caching,
+    Deferred,
+    Degrade,
     EscalateIf,
+    GrammarSpec,
     LocalModel,
+    Memory,
     Model,
     RuleCondition,
     TaskBudget,
@@ -81,8 +85,12 @@ class Routing(Model):
     @property
     def may_replace(self) -> bool:
         """Whether a local answer may be withheld, or another tier's take its place."""
-        withheld = self.risk is not None and self.uncertified == "withhold"
-        return self.then is not None or withheld
+        return self.then is not None or self.withholds
+
+    @property
+    def withholds(self) -> bool:
+        """Whether an answer that nothing promises is kept back."""
+        return self.risk is not None and self.uncertified == "withhold"
 
     @property
     def audits(self) -> float:
@@ -110,10 +118,16 @@ class Privacy(Model):
 
 
 class Budget(Model):
-    """The hard cap on cloud spending in one period."""
+    """The hard cap on cloud spending in one period.
+
+    Attributes:
+        interactive_share: share of the cap that draining the queue leaves for calls as they come.
+
+    """
 
     cap_usd: Decimal = Field(ge=0, max_digits=15, decimal_places=6)
     period: Period = "month"
+    interactive_share: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @property
     def cap_microusd(self) -> int:
@@ -129,7 +143,13 @@ class Price(Model):
 
 
 class PoolSpec(Model):
-    """One OpenAI-compatible endpoint; ``base_url`` ends before ``/chat/completions``."""
+    """One OpenAI-compatible endpoint; ``base_url`` ends before ``/chat/completions``.
+
+    Attributes:
+        gateway: ``base_url`` is a gateway of the fleet, which counts money under leases of the hub.
+            The price is then at least that of the dearest server behind it.
+
+    """
 
     base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
     model: str = Field(min_length=1)
@@ -139,6 +159,7 @@ class PoolSpec(Model):
     retries: Literal[0, 1] = 1
     breaker_failures: int = Field(default=5, ge=1)
     breaker_cooldown_s: float = Field(default=30.0, gt=0)
+    gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,27 +216,6 @@ class Prompt(Model):
         ]
 
 
-class GrammarSpec(Model):
-    """The form of a generated text; exactly one of the fields.
-
-    Attributes:
-        regex: a regular expression that matches the whole text.
-        lark: a context-free grammar in llguidance's variant of Lark.
-        choices: the texts to choose from.
-
-    """
-
-    regex: str | None = None
-    lark: str | None = None
-    choices: tuple[str, ...] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> GrammarSpec:
-        if sum(given is not None for given in (self.regex, self.lark, self.choices)) != 1:
-            raise ValueError("needs exactly one of regex, lark and choices")
-        return self
-
-
 class TaskInput(Model):
     """Limits on the text of one call."""
 
@@ -239,6 +239,8 @@ class TaskSpec(Model):
         cloud_prompt: instruction for the pool; a plain one is made from the schema without it.
         stop: strings that end a generation.
         ground: extracted strings must occur in the input and take its exact characters.
+        degrade: what it does where it misses its latency objective, or fails.
+        deferred: how it waits where nobody can be asked at once.
         samples: example inputs for the demo.
 
     """
@@ -261,7 +263,14 @@ class TaskSpec(Model):
     routing: Routing = Routing()
     privacy: Privacy = Privacy()
     caching: Caching = Caching()
+    degrade: Degrade = Degrade()
+    deferred: Deferred = Deferred()
     samples: tuple[str, ...] = ()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a local model for it is a decoder."""
+        return self.kind in {Kind.EXTRACT, Kind.GENERATE} or bool(self.labels)
 
     def asking(self, pool: str) -> TaskSpec:
         """Return the same task with another pool to ask."""
@@ -270,8 +279,7 @@ class TaskSpec(Model):
 
     @model_validator(mode="after")
     def _whole(self) -> TaskSpec:
-        decodes = self.kind in {Kind.EXTRACT, Kind.GENERATE} or bool(self.labels)
-        needs_prompt = decodes and self.model is not None
+        needs_prompt = self.decodes and self.model is not None
         if needs_prompt and self.prompt is None:
             what = f"kind {self.kind}" + (" with labels" if self.labels else "")
             raise ValueError(f"a task of {what} and a local model needs a prompt")
@@ -287,27 +295,14 @@ class TaskSpec(Model):
             raise ValueError("label_form must hold {label}")
         if self.grammar is not None and self.kind is not Kind.GENERATE:
             raise ValueError("only a task of kind generate can have a grammar")
+        exact = self.caching.exact_cache
+        self.degrade.check(
+            embeds=self.kind is Kind.EMBED,
+            withholds=self.routing.below == "abstain" or self.routing.withholds,
+            kept_s=exact.ttl_seconds if exact.enabled else None,
+            most_tokens=self.budget.max_input_tokens,
+        )
         return self
-
-
-class Memory(Model):
-    """How much memory the loaded models may take together, and how long they stay.
-
-    Attributes:
-        budget_mb: megabytes (10^6 bytes) for all of them; no limit where ``None``.
-        keep_alive_s: a model leaves so long after its last use; never where ``None``.
-        pin: names of models that stay once they are loaded.
-
-    """
-
-    budget_mb: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
-    keep_alive_s: float | None = Field(default=None, ge=0, le=31_536_000, allow_inf_nan=False)
-    pin: tuple[str, ...] = ()
-
-    @property
-    def budget_bytes(self) -> int | None:
-        """The budget in bytes."""
-        return None if self.budget_mb is None else int(self.budget_mb * _MICRO)
 
 
 class Pack(Model):
@@ -353,10 +348,24 @@ class Pack(Model):
             if task.prompt is not None and task.prompt not in self.prompts:
                 raise ValueError(f"task {name} names the unknown prompt {task.prompt!r}")
             self._check_next(name, task)
+            self._check_smaller(name, task)
             for rule in task.routing.escalate_if:
                 if rule.model is not None and rule.model not in self.pools:
                     raise ValueError(f"task {name} escalates to the unknown pool {rule.model!r}")
         return self
+
+    def _check_smaller(self, name: str, task: TaskSpec) -> None:
+        above = {None, task.model}
+        for step in task.degrade.steps:
+            if step.smaller_model is None:
+                continue
+            other = self.tasks.get(step.smaller_model)
+            if other is None or other.kind is not task.kind or other.model in above:
+                raise ValueError(
+                    f"task {name} degrades to {step.smaller_model!r}, which is no task of kind "
+                    f"{task.kind} with another local model"
+                )
+            above.add(other.model)
 
     def _check_next(self, name: str, task: TaskSpec) -> None:
         then = task.routing.then

@@ -63,6 +63,19 @@ class Reason(StrEnum):
     CLOUD_TIMEOUT = "cloud_timeout"
     NONE_FITS = "none_fits"
     CALL_LIMIT = "call_limit"
+    TOKEN_LIMIT = "token_limit"  # noqa: S105 - a count of tokens, no secret
+    DEADLINE = "deadline"
+    DEGRADED = "degraded"
+    SMALLER_MODEL = "smaller_model"
+    SHORTER_CONTEXT = "shorter_context"
+    STALE = "stale"
+    BEST_EFFORT = "best_effort"
+    TOOL_TIMEOUT = "tool_timeout"
+    TOOL_FAILED = "tool_failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    LATE = "late"
+    MAYBE_BILLED = "maybe_billed"
     QUEUED = "queued"
     QUEUE_FULL = "queue_full"
     ESCALATED = "escalated"
@@ -343,7 +356,8 @@ class Result:
         value: the answer; for a deferred task the local one where it is valid, or ``None``.
         confidence: calibrated probability of being right in 0..1, or ``None``.
         certified: whether a risk certificate covers this answer.
-        provisional: whether a better answer is still to come from the queue.
+        provisional: whether a better answer is still to come from the queue, or this one is only
+            the best effort of a degraded task.
         cost_microusd: money spent on this task in millionths of a dollar.
         reasons: why it went this way, most decisive first.
         task_id: key under which a deferred task waits in the queue, else ``None``.
@@ -374,3 +388,11 @@ class Result:
         plain["route"] = self.route.value
         plain["reasons"] = [reason.value for reason in self.reasons]
         return plain
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed text; the last one is empty and carries the result."""
+
+    text: str
+    result: Result | None = None

@@ -240,7 +240,7 @@ def _native(scheduler: Scheduler, run: _Run, *, streams: bool) -> Iterator[str |
         text="".join(released),
         tokens=request.tokens,
         stats=request.stats() if run.sampler.statistics else (),
-        finish=cast("Finish", request.finish),
+        finish="cancelled" if ticket.gone else cast("Finish", request.finish),
         usage=Usage(len(run.prompt), request.generated),
     )
 

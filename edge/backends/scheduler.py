@@ -5,9 +5,10 @@ leads, that is, it runs the steps for all, until its own request is ready; then 
 over. So a single caller pays no change of threads, and a stream that nobody reads holds up nobody.
 
 Guarantees: requests are admitted in the order they came, as sequences come free; a full queue
-answers ``Busy`` with a time to wait; a cancelled or abandoned request leaves within one step; an
-exception of one caller's callback reaches that caller alone. The first ``prefix`` tokens of a
-prompt are kept in a sequence of their own and copied for later prompts that begin with them.
+answers ``Busy`` with a time to wait; a cancelled or abandoned request leaves within one step, also
+while it still waits for a sequence; an exception of one caller's callback reaches that caller
+alone. The first ``prefix`` tokens of a prompt are kept in a sequence of their own and copied for
+later prompts that begin with them.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ class Ticket:
     Attributes:
         allowed: from the tokens so far to the next mask, or ``None`` for any token.
         forced: from the tokens so far to those that must follow.
-        cancel: asked before each step.
+        cancel: asked before each step, of whichever request.
         prefix: the beginning of the prompt that later requests share.
         error: what a callback raised.
+        gone: it was cancelled before it had a sequence.
 
     """
 
@@ -81,7 +83,13 @@ class Ticket:
     cancel: Callable[[], bool] | None = None
     prefix: tuple[int, ...] = ()
     error: BaseException | None = None
+    gone: bool = False
     begun: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something for its caller."""
+        return self.gone or bool(self.request.ready)
 
 
 class Scheduler:
@@ -146,7 +154,7 @@ class Scheduler:
             while True:
                 self._advance(ticket)
                 # Before the text: while a piece is out, another leader may end the request.
-                ended = request.finish is not None
+                ended = ticket.gone or request.finish is not None
                 if piece := request.take_text():
                     yield piece
                 if ended:
@@ -180,11 +188,11 @@ class Scheduler:
 
     def _advance(self, ticket: Ticket) -> None:
         """Return when the request has ended or has text; lead while nobody else does."""
-        request, late = ticket.request, self._clock() + self._wait_s
-        while not request.ready:
+        late = self._clock() + self._wait_s
+        while not ticket.ready:
             with self._turn:
-                self._turn.wait_for(lambda: request.ready or not self._led)
-                if request.ready:
+                self._turn.wait_for(lambda: ticket.ready or not self._led)
+                if ticket.ready:
                     return
                 self._led = True
             try:
@@ -197,7 +205,7 @@ class Scheduler:
                 late = self._clock() + self._wait_s
             elif self._clock() > late:
                 raise Busy(f"All sequences of {self._name} are taken.", retry_after_s=self._usual_s)
-            else:
+            elif not self._poll_waiting() or not ticket.gone:
                 with self._turn:
                     self._turn.wait(_PATIENCE_S)
 
@@ -205,12 +213,12 @@ class Scheduler:
         """Run steps until the own request is ready; ``False`` where nothing could be admitted."""
         request = ticket.request
         with self._context_lock:
-            while not request.ready:
+            while not ticket.ready:
                 if self._closed():
                     raise ModelError(f"{self._name} is closed.", hint="Open it again.")
                 self._admit()
                 if not self._active:
-                    return request.ready
+                    return ticket.ready
                 polled = self._prepare()
                 before = self._engine.steps
                 self._engine.run(request, 1 if polled else _STEPS)
@@ -233,7 +241,7 @@ class Scheduler:
 
     def _prepare(self) -> bool:
         """Bring every request to where the engine can go on; say whether one must be polled."""
-        polled = False
+        polled = self._poll_waiting()
         for request, ticket in self._active.items():
             try:
                 if ticket.cancel is not None:
@@ -248,6 +256,25 @@ class Scheduler:
                 ticket.error = error
                 request.cancel()
         return polled
+
+    def _poll_waiting(self) -> bool:
+        """Let those go who were cancelled while they waited; say whether one could be."""
+        if not self._waiting:
+            return False
+        with self._turn:
+            polled = [(each, each.cancel) for each in self._waiting if each.cancel is not None]
+        for ticket, cancel in polled:
+            try:
+                gone = cancel()
+            except BaseException as error:  # noqa: BLE001 - it belongs to the ticket's caller
+                ticket.error, gone = error, True
+            if gone:
+                with self._turn:
+                    if ticket in self._waiting:
+                        self._waiting.remove(ticket)
+                        ticket.gone = True
+                        self._turn.notify_all()
+        return bool(polled)
 
     def _mask(self, ticket: Ticket) -> None:
         request = ticket.request
@@ -273,6 +300,8 @@ class Scheduler:
 
     def _leave(self, ticket: Ticket) -> None:
         """Take an abandoned request out; one that has ended is out already."""
+        if ticket.gone:
+            return
         with self._turn:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sqlite3
 from contextlib import suppress
@@ -20,12 +19,14 @@ from edge.cli import show
 from edge.cli.models import store
 from edge.cli.placements import placements, sentence
 from edge.cli.run import AsJson, Pack, State
-from edge.cloud.pool import Pool
+from edge.cloud.pools import from_settings
 from edge.config import state_folder
 from edge.errors import EdgeError
 from edge.pack import find_pack, load_pack
+from edge.quality import nearest_rank
 from edge.roster import model_store
 from edge.runtime import Runtime
+from edge.store.shortage import since
 from edge.task import Pack as LoadedPack
 
 _BUDGET = ("spent", "held", "remaining")
@@ -47,7 +48,7 @@ def doctor(*, pack: Pack = "kiosk", state: State = None, as_json: AsJson = False
     devices = survey()
     _engines(found, devices)
     _sqlite(found)
-    loaded = _pack(found, pack)
+    loaded = _pack(found, pack, state)
     _models(found, loaded, state)
     _state(found, loaded, state)
     if as_json:
@@ -79,7 +80,7 @@ def _sqlite(found: _Findings) -> None:
         )
 
 
-def _pack(found: _Findings, pack: str) -> LoadedPack | None:
+def _pack(found: _Findings, pack: str, state: str | None) -> LoadedPack | None:
     """Read the pack and make sure that its pools could be asked."""
     found.facts["pack"] = pack
     try:
@@ -90,7 +91,7 @@ def _pack(found: _Findings, pack: str) -> LoadedPack | None:
     found.facts["tasks"] = sorted(loaded.tasks)
     for name, spec in loaded.pools.items():
         try:
-            Pool(name, spec, env=os.environ).check()
+            from_settings(name, spec, state_folder(state)).check()
         except EdgeError as error:
             found.problems.append(str(error))
     return loaded
@@ -119,13 +120,12 @@ def _state(found: _Findings, pack: LoadedPack | None, state: str | None) -> None
             ledger = runtime.book.ledger
             found.facts["tasks"] = sorted(runtime.tasks())
             found.facts["queue"] = runtime.book.queue.counts()
-            found.facts["budget"] = {
-                "spent_microusd": ledger.spent_microusd(),
-                "held_microusd": ledger.held_microusd(),
-                "remaining_microusd": ledger.remaining_microusd(),
-            }
+            left = ledger.leftover()
+            found.facts["budget"] = left.as_dict()
+            found.notes += left.notes
             unclear = ledger.holds("unclear")
             _policy(found, runtime)
+            _quality(found, runtime)
             _memory(found, runtime)
             found.facts["placements"] = placements(runtime.models.loader)
             _nowhere(found)
@@ -155,6 +155,29 @@ def _policy(found: _Findings, runtime: Runtime) -> None:
     ]
     if switches.tightened:
         found.notes.append("The fleet's policy has expired: nothing leaves until a sync.")
+
+
+def _quality(found: _Findings, runtime: Runtime) -> None:
+    """Say which tasks are on a degrade step, beside the latency that was measured last."""
+    found.facts["quality"] = told = {}
+    for name, quality in runtime.quality.report().items():
+        rows = runtime.traces.latest(quality.pop("window"), name)
+        told[name] = {**quality, "p95_ms": nearest_rank([row["latency_ms"] for row in rows])}
+        if quality["step"]:
+            found.notes.append(
+                f"Task {name} is on step {quality['step']} of {quality['of']} down: "
+                f"{', '.join(quality['in_force'])}."
+            )
+
+
+def _quality_told(quality: dict[str, dict[str, Any]]) -> str:
+    parts = []
+    for name, each in quality.items():
+        slow, goal = each["p95_ms"], each["objective_ms"]
+        p95 = "no answer yet" if slow is None else f"p95 {slow:.0f} ms"
+        wanted = "" if goal is None else f" of {goal} ms"
+        parts.append(f"{name} on step {each['step']} of {each['of']}, {p95}{wanted}")
+    return "; ".join(parts)
 
 
 def _policy_told(policy: dict[str, Any]) -> str:
@@ -221,10 +244,13 @@ def _print(found: _Findings, devices: Devices) -> None:
         rows.append((f"runs {name}", sentence(placement)))
     if "policy" in found.facts:
         rows.append(("policy", _policy_told(found.facts["policy"])))
+    if found.facts.get("quality"):
+        rows.append(("quality", _quality_told(found.facts["quality"])))
     if "budget" in found.facts:
         budget = found.facts["budget"]
         parts = [f"{what} {show.dollars(budget[f'{what}_microusd'])}" for what in _BUDGET]
-        rows.append(("budget", ", ".join(parts)))
+        known = f" ({since(budget['age_s'])})" if budget["synced"] else ""
+        rows.append(("budget", ", ".join(parts) + known))
     if "memory" in found.facts:
         memory = found.facts["memory"]
         limit = memory["budget_bytes"]

@@ -21,6 +21,7 @@ from edge.cli import (
     models,
     policy,
     queue,
+    queue_cancel,
     queue_drop,
     run,
     simulate,
@@ -91,6 +92,7 @@ app.command("simulate")(simulate.simulate)
 app.add_typer(models.app, name="models", help="List and verify models.")
 app.add_typer(policy.app, name="policy", help="Show policies, and check them.")
 app.add_typer(head.app, name="head", help="Train classification heads.")
+queue.app.command("cancel")(queue_cancel.cancel)
 queue.app.command("drop")(queue_drop.drop)
 app.add_typer(queue.app, name="queue", help="Look at tasks that wait, and try them again.")
 

@@ -35,6 +35,9 @@ class Trial:
     notes: tuple[str, ...]
 
 
+_OTHERS_DRAFT = frozenset({Reason.NEXT_TIER, Reason.DEGRADED})
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What a state folder holds.
@@ -42,7 +45,8 @@ class Recorded:
     Attributes:
         traces: by task, the oldest first; each list holds at least one.
         unread: how many have no signals.
-        next_tier: how many, by task, have another model's draft in place of the task's own.
+        next_tier: how many, by task, have another model's draft in place of the task's own, or one
+            that a degrade step made.
 
     """
 
@@ -72,7 +76,7 @@ def recorded(state: Path, task: str | None) -> Recorded:
     if not found.traces:
         raise InputError(
             f"None of {len(rows)} recorded tasks can be replayed: {found.unread} have no signals, "
-            f"{sum(found.next_tier.values())} went to the next tier.",
+            f"{sum(found.next_tier.values())} went to the next tier or were degraded.",
             hint="Run the task without `then`, or pass another --state.",
         )
     return found
@@ -84,7 +88,7 @@ def _sorted(rows: Iterable[Mapping[str, Any]]) -> Recorded:
     unread = 0
     for row in rows:
         made = seen(row)
-        if Reason.NEXT_TIER in row["reasons"]:
+        if not _OTHERS_DRAFT.isdisjoint(row["reasons"]):
             above[row["task"]] += 1
         elif made is None:
             unread += 1

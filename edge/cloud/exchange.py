@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from edge.cloud import gateway
 from edge.cloud.chat import Reply, read_reply, short_name
 from edge.cloud.refusals import Refusal, refusal
 from edge.cloud.wire import DEADLINE
@@ -35,6 +36,7 @@ class Call:
         headers: the key among them.
         begun, deadline: monotonic seconds.
         bound: the most tokens it can take.
+        gateway: who answers is a gateway of the fleet.
 
     """
 
@@ -43,14 +45,22 @@ class Call:
     begun: float
     deadline: float
     bound: Usage
+    gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A whole answer; ``request_id`` is the server's name for the request, maybe empty."""
+    """A whole answer.
+
+    Attributes:
+        request_id: the server's name for the request, maybe empty.
+        cost_microusd: what it cost as the pool's gateway says; ``None`` without one.
+
+    """
 
     reply: Reply
     request_id: str
+    cost_microusd: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +98,7 @@ class Exchange:
                 "POST",
                 self.url,
                 content=call.body,
-                headers=call.headers,
+                headers=_headers(call, left_s),
                 timeout=left_s,
                 extensions={DEADLINE: call.deadline},
             )
@@ -100,11 +110,11 @@ class Exchange:
             # Nothing was sent, so what the error says is about the connection alone.
             return Refusal(self._unreachable(str(error)), again=True)
         except (httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError) as error:
-            return self._broken(error, response)
+            return self._broken(call, error, response)
         finally:
             if response is not None:
                 response.close()
-        return self._read_answer(response, body)
+        return self._read_answer(call, response, body)
 
     def _read(self, response: httpx.Response, deadline: float) -> bytes | None:
         """Return the body, or ``None`` where it is too long or packed."""
@@ -119,9 +129,11 @@ class Exchange:
                 raise httpx.ReadTimeout("the deadline has passed")
         return bytes(body)
 
-    def _read_answer(self, response: httpx.Response, body: bytes | None) -> Completed | Refusal:
+    def _read_answer(
+        self, call: Call, response: httpx.Response, body: bytes | None
+    ) -> Completed | Refusal:
         if response.status_code != _OK:
-            return self._refusal(response, body or b"")
+            return self._refusal(call, response, body or b"")
         if body is None:
             most = MAX_BODY_BYTES // 2**20
             message = f"Pool {self.name} sent an answer that is compressed or above {most} MiB."
@@ -131,9 +143,16 @@ class Exchange:
             message = f"Pool {self.name} answered 200 with something that is no chat completion."
             hint = "Check that the pool's base_url leads to an OpenAI-compatible API."
             return Refusal(CloudServerError(message, hint=hint))
-        return Completed(reply, short_name(response.headers.get("x-request-id")) or reply.id)
+        cost = gateway.told_cost(response.headers) if call.gateway else None
+        name = short_name(response.headers.get("x-request-id")) or reply.id
+        return Completed(reply, name, cost)
 
-    def _refusal(self, response: httpx.Response, body: bytes) -> Refusal:
+    def _refusal(self, call: Call, response: httpx.Response, body: bytes) -> Refusal:
+        """Return what a refusal means; a gateway has tried again itself where that was right."""
+        if call.gateway:
+            told = gateway.refusal(self.name, response.headers, body)
+            if told is not None:
+                return Refusal(told)
         return refusal(
             self.name,
             response.status_code,
@@ -143,10 +162,10 @@ class Exchange:
             now=self.wall(),
         )
 
-    def _broken(self, error: Exception, response: httpx.Response | None) -> Refusal:
+    def _broken(self, call: Call, error: Exception, response: httpx.Response | None) -> Refusal:
         """Return what an exchange that broke off means; a refusal's status is enough."""
         if response is not None and response.status_code != _OK:
-            return self._refusal(response, b"")
+            return self._refusal(call, response, b"")
         if isinstance(error, httpx.TimeoutException):
             return Refusal(late(self.name, sent=True))
         if self.closed():
@@ -164,6 +183,12 @@ class Exchange:
             hint="Check the connection and the pool's base_url.",
             maybe_billed=False,
         )
+
+
+def _headers(call: Call, left_s: float) -> dict[str, str]:
+    if not call.gateway:
+        return call.headers
+    return call.headers | {gateway.DEADLINE_HEADER: gateway.within(left_s)}
 
 
 def late(pool: str, *, sent: bool) -> CloudTimeout:

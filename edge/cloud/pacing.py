@@ -2,7 +2,7 @@
 
 One price for every micro-dollar, learned while spending (dual descent on the budget constraint,
 Balseiro, Lu and Mirrokni 2020, arXiv:2002.10421), under limits that hold whatever the price: never
-above the budget, no faster than a token bucket allows, no more premium calls than their share.
+above the budget, no faster than a token bucket allows.
 Pure: a state and an event give the next state. Knows no clock and no pool; the ledger stays the
 authority on money, and this only says what is worth asking of it.
 """
@@ -36,7 +36,6 @@ class Limit(StrEnum):
 
     BUDGET = "budget"
     BURST = "burst"
-    PREMIUM = "premium"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ class Pacing:
         horizon: length of the period, in expected tasks or in seconds; ``advance`` uses the same.
         call_microusd: what a usual call costs.
         burst: share of the budget that may be spent at once, above the even pace; 1 sets no limit.
-        premium_share: premium calls allowed per task seen, 0..1.
 
     """
 
@@ -56,7 +54,6 @@ class Pacing:
     horizon: float
     call_microusd: int
     burst: float = 0.1
-    premium_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.budget_microusd < 0 or self.call_microusd < 1 or not 0 < self.horizon < math.inf:
@@ -65,11 +62,10 @@ class Pacing:
                 f"{self.call_microusd} micro-dollars cannot be paced.",
                 hint="Set a budget of 0 or more, a horizon above 0, and a call's usual cost.",
             )
-        if not (0 < self.burst <= 1 and 0 <= self.premium_share <= 1):
+        if not 0 < self.burst <= 1:
             raise ConfigError(
-                f"The shares burst {self.burst:g} and premium {self.premium_share:g} are not "
-                "in 0..1.",
-                hint="Set burst above 0; 0.1 is usual.",
+                f"The share burst {self.burst:g} is not above 0 and at most 1.",
+                hint="Set 0.1, which is usual.",
             )
 
     @property
@@ -94,7 +90,6 @@ class Pacer:
         elapsed: how much of the horizon has passed.
         bucket_microusd: what may be spent at once.
         cold: the first price was not known.
-        tasks, premium: tasks seen and premium calls made.
 
     """
 
@@ -105,8 +100,6 @@ class Pacer:
     unpriced_microusd: int = 0
     elapsed: float = 0.0
     cold: bool = False
-    tasks: int = 0
-    premium: int = 0
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.bar <= _HIGHEST and self.elapsed >= 0.0 <= self.spent_microusd):
@@ -202,26 +195,24 @@ def start(plan: Pacing, gains: Sequence[float] = (), *, share: float | None = No
     return Pacer(plan, bar=bar, bucket_microusd=plan.bucket_microusd, cold=not gains)
 
 
-def limit(pacer: Pacer, cost_microusd: int, *, premium: bool = False) -> Limit | None:
+def limit(pacer: Pacer, cost_microusd: int) -> Limit | None:
     """Return which hard limit stands against a call, or ``None``."""
     if cost_microusd > pacer.left_microusd:
         return Limit.BUDGET
     # A call dearer than the bucket may go once the bucket is full; or it never could.
     if min(cost_microusd, pacer.plan.bucket_microusd) > pacer.bucket_microusd:
         return Limit.BURST
-    if premium and pacer.premium > pacer.plan.premium_share * pacer.tasks:
-        return Limit.PREMIUM
     return None
 
 
-def spend(pacer: Pacer, cost_microusd: int, *, premium: bool = False) -> Pacer:
+def spend(pacer: Pacer, cost_microusd: int) -> Pacer:
     """Return the state after a call's worst-case cost is held.
 
     Raises:
         BudgetExceeded: a hard limit stands against it.
 
     """
-    stands = limit(pacer, cost_microusd, premium=premium)
+    stands = limit(pacer, cost_microusd)
     if stands is not None or cost_microusd < 0:
         raise BudgetExceeded(
             f"A call of {cost_microusd} micro-dollars is against the limit of the "
@@ -233,7 +224,6 @@ def spend(pacer: Pacer, cost_microusd: int, *, premium: bool = False) -> Pacer:
         spent_microusd=pacer.spent_microusd + cost_microusd,
         unpriced_microusd=pacer.unpriced_microusd + cost_microusd,
         bucket_microusd=pacer.bucket_microusd - cost_microusd,
-        premium=pacer.premium + premium,
     )
 
 
@@ -259,17 +249,16 @@ def settle(pacer: Pacer, held_microusd: int, actual_microusd: int) -> Pacer:
     )
 
 
-def advance(pacer: Pacer, by: float = 1.0, *, tasks: int = 1, reachable: bool = True) -> Pacer:
-    """Return the state after some of the horizon has passed, and with it some tasks.
+def advance(pacer: Pacer, by: float = 1.0, *, reachable: bool = True) -> Pacer:
+    """Return the state after some of the horizon has passed.
 
     The price goes up where more was spent than the even pace of what is left, down where less.
     While the cloud is out of reach it stays: what could not be spent says nothing about demand.
 
     Args:
-        pacer: the state, calls of these tasks included.
+        pacer: the state, calls of that time included.
         by: how much has passed, in the horizon's unit. A clock that went back counts as 0; count on
             from the latest time seen, or what it went back by passes twice.
-        tasks: how many tasks that were.
         reachable: whether the cloud could be asked.
 
     """
@@ -284,7 +273,6 @@ def advance(pacer: Pacer, by: float = 1.0, *, tasks: int = 1, reachable: bool = 
         unpriced_microusd=0,
         elapsed=pacer.elapsed + by,
         bucket_microusd=min(pacer.bucket_microusd + due, plan.bucket_microusd),
-        tasks=pacer.tasks + tasks,
     )
 
 
@@ -295,7 +283,7 @@ def _clipped(bar: float) -> float:
 def _check(pacer: Pacer) -> None:
     """Raise a ValueError where a saved state is none that the steps above lead to."""
     plan, spent = pacer.plan, pacer.spent_microusd
-    counts = (plan.budget_microusd, plan.call_microusd, spent, pacer.tasks, pacer.premium)
+    counts = (plan.budget_microusd, plan.call_microusd, spent)
     if not all(type(each) is int and each >= 0 for each in counts):
         raise ValueError(f"an amount or a count of {counts} is no integer of 0 or more")
     # A bucket holds what came in, less what was spent; 1 is for rounding.
@@ -303,7 +291,6 @@ def _check(pacer: Pacer) -> None:
         "unpriced_microusd": (-plan.budget_microusd, spent),
         "bucket_microusd": (-spent - 1.0, plan.bucket_microusd),
         "elapsed": (0.0, sys.float_info.max),
-        "premium": (0, pacer.tasks + 1),
     }
     for name, (low, high) in ranges.items():
         value = getattr(pacer, name)

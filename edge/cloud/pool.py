@@ -29,16 +29,28 @@ from edge.cloud.exchange import (
     late,
     was_closed,
 )
+from edge.cloud.gateway import Right, Signer
 from edge.cloud.keys import pool_key
-from edge.cloud.pricing import cost_microusd, most_tokens_in, worst_case_microusd
+from edge.cloud.pricing import TEMPLATE_TOKENS, cost_microusd, most_tokens_in
 from edge.cloud.wire import DeadlineTransport
-from edge.errors import CloudError, CloudRejected, InputError
+from edge.errors import (
+    AnswerLost,
+    CloudError,
+    CloudRejected,
+    ConfigError,
+    InputError,
+    LeaseRefused,
+)
 from edge.task import PoolSpec
 from edge.types import Usage
 
-__all__ = ["MAX_BODY_BYTES", "CloudAnswer", "Message", "Pool"]
+__all__ = ["MAX_BODY_BYTES", "CloudAnswer", "Message", "Pool", "Right"]
 
 _PAUSE_S = 0.25
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +61,8 @@ class CloudAnswer:
         text: the answer; empty where the model gave none, see ``finish``.
         tokens_in: tokens of the request, as reported; the upper bound where none were.
         tokens_out: tokens of the answer, as reported; the upper bound where none were.
-        cost_microusd: what that costs; the worst case where the server reported no usage.
+        cost_microusd: what the pool's gateway says that it cost; without one, what the tokens
+            cost, the worst case where the server reported no usage.
         model: the name the server gave, else the one asked for.
         latency_ms: of the whole call, a retry included.
         attempts: 1 or 2.
@@ -85,6 +98,7 @@ class Pool:
         sleep: waits the given seconds, before a second attempt.
         rng: uniform in 0..1, spreads second attempts.
         wall: Unix seconds, for a ``Retry-After`` date where the answer has no ``Date``.
+        signer: signs calls; needed where the pool is a gateway.
 
     Raises:
         ConfigError: the pool's ``base_url`` is no address.
@@ -102,6 +116,7 @@ class Pool:
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
+        signer: Signer | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -111,6 +126,7 @@ class Pool:
         self._clock = clock
         self._sleep = sleep
         self._rng = rng
+        self._signer = signer
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._closed = False
@@ -127,10 +143,34 @@ class Pool:
         """Make sure that the pool could be asked; opens nothing.
 
         Raises:
-            ConfigError: the key's variable is not set.
+            ConfigError: the key's variable is not set, or calls cannot be signed.
 
         """
         pool_key(self.name, self.spec.api_key_env, self._env)
+        if self.spec.gateway:
+            self._signing().check()
+
+    def body(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        response_schema: dict[str, Any] | None = None,
+    ) -> bytes:
+        """Return the body that ``complete`` with the same arguments sends.
+
+        Raises:
+            InputError: the arguments cannot be sent.
+
+        """
+        return request_body(
+            self.spec.model,
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            response_schema=response_schema,
+        )
 
     def worst_case_microusd(
         self,
@@ -141,11 +181,14 @@ class Pool:
     ) -> int:
         """Return the most that ``complete`` with the same arguments can cost.
 
-        A second attempt adds nothing: it follows only on one that was not billed.
+        A second attempt adds nothing: it follows only on one that was not billed. A gateway holds
+        for every byte of the whole body, so no less is set aside here.
         """
-        return worst_case_microusd(
-            self.spec.price, messages, max_tokens, response_schema=response_schema
-        )
+        most = most_tokens_in(messages, response_schema=response_schema)
+        if self.spec.gateway:
+            body = self.body(messages, max_tokens=max_tokens, response_schema=response_schema)
+            most = len(body) + TEMPLATE_TOKENS * (len(messages) + 1)
+        return cost_microusd(self.spec.price, most, max_tokens)
 
     def complete(
         self,
@@ -157,6 +200,8 @@ class Pool:
         response_schema: dict[str, Any] | None = None,
         idempotency_key: str,
         on_send: Callable[[], None] | None = None,
+        again: Callable[[], bool] | None = None,
+        right: Right | None = None,
     ) -> CloudAnswer:
         """Ask the pool.
 
@@ -168,10 +213,13 @@ class Pool:
             response_schema: JSON Schema the answer is asked to fit; check it all the same.
             idempotency_key: same key, same request: a provider that knows it bills once.
             on_send: called once, before anything can leave; where it raises, nothing is sent.
+            again: asked before a second attempt; without it there may be one.
+            right: the lease that pays; needed where the pool is a gateway.
 
         Raises:
             InputError: the arguments cannot be sent.
-            ConfigError: the key's variable is not set.
+            ConfigError: the key's variable is not set, or the call cannot be signed.
+            LeaseRefused: the gateway takes nothing more from the lease.
             CircuitOpen: the pool is left alone for now.
             CloudTimeout: no answer before the deadline.
             RateLimited: the pool asked for a pause that does not fit the deadline.
@@ -182,22 +230,51 @@ class Pool:
         """
         begun = self._clock()
         limit_s = self.spec.timeout_s if deadline_s is None else deadline_s
+        body = self.body(
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            response_schema=response_schema,
+        )
         call = Call(
-            body=request_body(
-                self.spec.model,
-                messages,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                response_schema=response_schema,
-            ),
-            headers=self._headers(idempotency_key),
+            body=body,
+            headers=self._headers(idempotency_key, body, right),
             begun=begun,
             deadline=begun + limit_s,
             bound=Usage(most_tokens_in(messages, response_schema=response_schema), max_tokens),
+            gateway=self.spec.gateway,
         )
         if not limit_s > 0:
             raise late(self.name, sent=False)
-        return self._guarded(call, on_send)
+        return self._guarded(call, on_send, again or _always)
+
+    def recall(self, body: bytes, *, idempotency_key: str, right: Right) -> CloudAnswer:
+        """Ask a gateway again what became of a request: same key, same body, never a second bill.
+
+        Where the request never arrived it is answered, and billed, now.
+
+        Args:
+            body: as it was sent.
+            idempotency_key: as it was sent.
+            right: the lease that pays.
+
+        Raises:
+            AnswerLost: it was billed; the answer is not kept any more.
+            LeaseRefused: the gateway takes nothing from the lease; where its code is one of
+                ``gateway.ENDED``, the request was never billed.
+            CloudError: the gateway does not know, or cannot be asked; as ``complete``.
+
+        """
+        begun = self._clock()
+        call = Call(
+            body=body,
+            headers=self._headers(idempotency_key, body, right),
+            begun=begun,
+            deadline=begun + self.spec.timeout_s,
+            bound=Usage(len(body), 0),
+            gateway=True,
+        )
+        return self._guarded(call, None, _always)
 
     def close(self) -> None:
         """Close the connections; calls under way fail soon. Calling twice is harmless."""
@@ -206,7 +283,7 @@ class Pool:
         if client is not None:
             client.close()
 
-    def _headers(self, idempotency_key: str) -> dict[str, str]:
+    def _headers(self, idempotency_key: str, body: bytes, right: Right | None) -> dict[str, str]:
         if not (idempotency_key and idempotency_key.isascii() and idempotency_key.isprintable()):
             raise InputError("An idempotency key must be printable ASCII and not empty.")
         headers = {
@@ -220,7 +297,22 @@ class Pool:
         key = pool_key(self.name, self.spec.api_key_env, self._env)
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        return headers
+        if not self.spec.gateway:
+            return headers
+        if right is None:
+            raise InputError(f"A call to the gateway of pool {self.name} needs a lease.")
+        signed = self._signing().headers(
+            body, lease_id=right.lease_id, lease=right.text, key=idempotency_key
+        )
+        return headers | dict(signed)
+
+    def _signing(self) -> Signer:
+        if self._signer is None:
+            raise ConfigError(
+                f"Calls to the gateway of pool {self.name} cannot be signed.",
+                hint="Open the runtime over its state folder, with edge-runtime[sync] installed.",
+            )
+        return self._signer
 
     def _open(self) -> httpx.Client:
         """Return the client, opened on first use.
@@ -237,7 +329,9 @@ class Pool:
                 self._client = httpx.Client(transport=transport, trust_env=False)
             return self._client
 
-    def _guarded(self, call: Call, on_send: Callable[[], None] | None) -> CloudAnswer:
+    def _guarded(
+        self, call: Call, on_send: Callable[[], None] | None, again: Callable[[], bool]
+    ) -> CloudAnswer:
         """Ask under the breaker: a refusal is an answer, a pause asked for is a failure."""
         client = self._open()
         self.breaker.before()
@@ -245,9 +339,9 @@ class Pool:
         try:
             if on_send is not None:
                 on_send()
-            answer = self._attempts(client, call)
+            answer = self._attempts(client, call, again)
             learned = self.breaker.success
-        except CloudRejected:
+        except (AnswerLost, CloudRejected, LeaseRefused):
             learned = self.breaker.success
             raise
         except CloudError:
@@ -258,7 +352,7 @@ class Pool:
             learned()
         return answer
 
-    def _attempts(self, client: httpx.Client, call: Call) -> CloudAnswer:
+    def _attempts(self, client: httpx.Client, call: Call, again: Callable[[], bool]) -> CloudAnswer:
         error: CloudError = late(self.name, sent=False)
         for attempt in range(1, self.spec.retries + 2):
             outcome = self._exchange.send(client, call)
@@ -267,7 +361,7 @@ class Pool:
             error = outcome.error
             pause_s = (outcome.wait_s or 0.0) + _PAUSE_S * (0.5 + self._rng())
             too_late = self._clock() + pause_s >= call.deadline
-            if attempt > self.spec.retries or not outcome.again or too_late:
+            if attempt > self.spec.retries or not outcome.again or too_late or not again():
                 break
             self._sleep(pause_s)
             if self._closed:
@@ -276,11 +370,12 @@ class Pool:
 
     def _answer(self, call: Call, done: Completed, attempts: int) -> CloudAnswer:
         usage = done.reply.usage or call.bound
+        cost = cost_microusd(self.spec.price, usage.tokens_in, usage.tokens_out)
         return CloudAnswer(
             text=done.reply.text,
             tokens_in=usage.tokens_in,
             tokens_out=usage.tokens_out,
-            cost_microusd=cost_microusd(self.spec.price, usage.tokens_in, usage.tokens_out),
+            cost_microusd=cost if done.cost_microusd is None else done.cost_microusd,
             model=done.reply.model or self.spec.model,
             latency_ms=(self._clock() - call.begun) * 1000.0,
             attempts=attempts,

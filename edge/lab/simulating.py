@@ -148,7 +148,7 @@ def seen(row: Mapping[str, Any]) -> Seen | None:
     """
     if row["route"] in {ERROR, Route.CACHE}:
         return None
-    detail = row["detail"]
+    detail = row["detail"] if "digest" in row["detail"] else {}
     action = _ACTIONS.get(row["route"], Action.DEFER)
     if not detail and action is Action.KEEP:
         return None

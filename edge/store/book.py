@@ -11,6 +11,7 @@ from typing import Self
 from edge.store.ledger import Ledger, Period
 from edge.store.money import MoneyFile
 from edge.store.queue import MAX_WAITING, Queue
+from edge.store.repeats import Repeats
 
 
 class Book:
@@ -19,6 +20,7 @@ class Book:
     Attributes:
         ledger: holds on the budget.
         queue: tasks that wait.
+        repeats: calls by their idempotency key.
 
     """
 
@@ -28,6 +30,7 @@ class Book:
         self._file = file
         self.ledger = Ledger(file, cap_microusd=cap_microusd, period=period)
         self.queue = Queue(file, max_waiting=max_waiting)
+        self.repeats = Repeats(file)
 
     @classmethod
     def open(

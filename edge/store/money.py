@@ -1,8 +1,9 @@
 """The file ``money.db``: schema, owner, recovery, and the clock that never runs backwards.
 
-Ledger and queue share this file and its connection, so that settling a hold and completing the
-queued task it paid for can be one transaction. Guarantees: the rows of a dead owner are put right
-in one transaction (never sent: released; sent: unclear and still held; claimed: waiting again).
+Ledger, leases and queue share this file and its connection, so that settling a hold and completing
+the queued task it paid for can be one transaction. Guarantees: the rows of a dead owner are put
+right in one transaction (never sent: released; sent: unclear and still held; claimed: waiting
+again).
 """
 
 from __future__ import annotations
@@ -86,7 +87,76 @@ def _create_queue(tables: sqlite_utils.Database) -> None:
     queued.create_index(["state", "seq"])
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_ledger, _create_queue)
+def _add_leases(tables: sqlite_utils.Database) -> None:
+    tables.execute("ALTER TABLE holds ADD COLUMN lease_id TEXT NOT NULL DEFAULT ''")
+    tables.execute("CREATE INDEX holds_of_lease ON holds (lease_id, cost_microusd, held_microusd)")
+    leases = {
+        "lease_id": str,
+        "pool": str,
+        "task": str,
+        "amount_microusd": int,
+        "kept_microusd": int,
+        "not_after": float,
+        "place": int,
+        "state": str,
+        "why": str,
+        "told": int,
+        "text": str,
+    }
+    made = tables.create_table("leases", leases, pk="lease_id", not_null=set(leases), strict=True)
+    made.create_index(["pool", "state"])
+    forgotten = ("requests", "settled", "cost_microusd", "tokens_in", "tokens_out")
+    needs = ("gateway", "call_microusd")
+    refused = ("most_microusd", "total_microusd")
+    for name, key, counts in (
+        ("forgotten", {"day": int, "task": str, "pool": str}, forgotten),
+        ("needs", {"pool": str, "task": str}, needs),
+        ("refused", {"pool": str, "task": str}, refused),
+    ):
+        columns = key | dict.fromkeys(counts, int)
+        tables.create_table(name, columns, pk=tuple(key), not_null=set(columns), strict=True)
+    tables.create_table(
+        "requests", {"hold_id": str, "body": bytes}, pk="hold_id", not_null={"body"}, strict=True
+    )
+    fleet = {"id": int, "synced_at": float, "declined": str}
+    tables.create_table("fleet", fleet, pk="id", not_null={"declined"}, strict=True)
+    tables.execute("INSERT INTO fleet VALUES (1, NULL, '[]')")
+
+
+def _schedule_queue(tables: sqlite_utils.Database) -> None:
+    for column in (
+        "priority INTEGER NOT NULL DEFAULT 5",
+        "answer_by REAL",
+        "ended_at REAL",
+        "late INTEGER NOT NULL DEFAULT 0",
+        "told INTEGER NOT NULL DEFAULT 0",
+    ):
+        tables.execute(f"ALTER TABLE queued ADD COLUMN {column}")
+    # Apps read what has ended so far by its id.
+    tables.execute("UPDATE queued SET told = 1 WHERE state IN ('done', 'failed')")
+    tables.execute("CREATE INDEX queued_untold ON queued (state, seq) WHERE told = 0")
+    tables.execute(
+        "CREATE INDEX queued_answer_by ON queued (answer_by) WHERE state IN ('waiting', 'claimed')"
+    )
+    tables.execute("CREATE INDEX queued_owner ON queued (owner) WHERE owner IS NOT NULL")
+    tables.execute("CREATE INDEX queued_trace ON queued (trace_id)")
+    repeats = {
+        "seq": int,
+        "key": str,
+        "task": str,
+        "input_sha256": str,
+        "trace_id": str,
+        "owner": str,
+        "result": str,
+        "at": float,
+    }
+    needed = set(repeats) - {"seq", "owner", "result"}
+    made = tables.create_table("repeats", repeats, pk="seq", not_null=needed, strict=True)
+    made.create_index(["key"], unique=True)
+    tables.execute("CREATE INDEX repeats_owner ON repeats (owner) WHERE owner IS NOT NULL")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_ledger, _create_queue, _add_leases, _schedule_queue)
 
 
 class MoneyFile:
@@ -159,7 +229,8 @@ class MoneyFile:
         with self.transaction() as connection:
             rows = connection.execute(
                 "SELECT owner FROM holds WHERE state IN ('reserved', 'sent') "
-                "UNION SELECT owner FROM queued WHERE state = 'claimed'"
+                "UNION SELECT owner FROM queued WHERE owner IS NOT NULL "
+                "UNION SELECT owner FROM repeats WHERE owner IS NOT NULL"
             )
             known = {str(owner) for (owner,) in rows} | owners.listed(self._owners)
             dead = [owner for owner in known if owners.is_dead(self._owners, owner)]
@@ -186,8 +257,9 @@ def _bury(connection: sqlite3.Connection, owner: str) -> int:
         (owner,),
     )
     claimed = connection.execute(
-        "UPDATE queued SET state = 'waiting', owner = NULL, since = 0, until = 0 "
-        "WHERE owner = ? AND state = 'claimed'",
+        "UPDATE queued SET owner = NULL, since = 0, until = 0, "
+        "state = CASE state WHEN 'claimed' THEN 'waiting' ELSE state END WHERE owner = ?",
         (owner,),
     )
+    connection.execute("UPDATE repeats SET owner = NULL WHERE owner = ?", (owner,))
     return unsent.rowcount + sent.rowcount + claimed.rowcount

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from edge.errors import ConfigError, SignatureInvalid, StoreError
 
 SYNC_CONTEXT, ENROL_CONTEXT = b"edge-sync-1\n", b"edge-enrol-1\n"
+CALL_CONTEXT = b"edge-call-1\n"
 _MAX_FILE_BYTES = 10_000
 
 
@@ -53,6 +54,17 @@ class DeviceKey:
     def sign_enrolment(self, code: str) -> str:
         """Return the proof that who knows the code holds the key, in base64."""
         return _text(self.private.sign(ENROL_CONTEXT + code.encode()))
+
+    def sign_call(self, body: bytes, *, lease_id: str, idempotency_key: str) -> str:
+        """Return the signature of a call to a pool's gateway, in base64."""
+        payload = call_payload(body, lease_id=lease_id, idempotency_key=idempotency_key)
+        return _text(self.private.sign(payload))
+
+
+def call_payload(body: bytes, *, lease_id: str, idempotency_key: str) -> bytes:
+    """Return what a device signs for a call to a pool's gateway, its body as it is sent."""
+    text = (lease_id + idempotency_key).encode()
+    return CALL_CONTEXT + hashlib.sha256(body).digest() + text
 
 
 def make_key() -> DeviceKey:
@@ -127,7 +139,7 @@ def load_private(path: Path) -> Ed25519PrivateKey:
         ConfigError: there is no such file, others can read it, or it holds no Ed25519 key.
 
     """
-    data = _read_private(path)
+    data = read_private(path)
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -178,7 +190,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
+    """Read a file that its owner alone may read.
+
+    Raises:
+        ConfigError: it is not there, or others can read it.
+
+    """
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -13,8 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 ENROL_PATH, SYNC_PATH, POLICY_PATH = "/v1/enrol", "/v1/sync", "/v1/policy"
 MODELS_PATH = "/v1/models"
 DEVICE_HEADER, SIGNATURE_HEADER = "Edge-Device", "Edge-Signature"
+KEY_HEADER, LEASE_HEADER, DEADLINE_HEADER = "Edge-Key", "Edge-Lease", "Edge-Deadline"
 MAX_BODY_BYTES = 1_000_000
 MAX_ROWS = 500
+MAX_WANTS, MAX_LEASES = 20, 100
+REPLY_HEADER = "Edge-Reply"
+"""Header of a sync's answer: key id and hex signature with a colon between, over ``edge-reply-1``,
+the request id and the sha256 of the body in hex, with line breaks between."""
 CHUNK_BYTES = 1 << 20
 """A model's files are checked in pieces of this size."""
 LATENCY_BUCKETS = 32
@@ -130,6 +135,39 @@ class LedgerRow(_Wire):
     revision: Version = 0
 
 
+class Want(_Wire):
+    """What a device would like to be able to spend.
+
+    Attributes:
+        pool: where.
+        task: on what; empty for any.
+        demand_microusd: what it expects to need until the sync after next, all in all: what is
+            left of its open leases is part of it.
+
+    """
+
+    pool: Name
+    task: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.\-]{0,63})?$")] = ""
+    demand_microusd: Money
+
+
+class LeaseUse(_Wire):
+    """How a lease stands in the device's own ledger.
+
+    Attributes:
+        used_microusd: settled and held; where no gateway counts, this is the count.
+        done: the device will make no new hold on it; ``used_microusd`` is then at most what it
+            comes to, and exact once ``open`` is 0.
+        open: holds of it that are not settled or released.
+
+    """
+
+    lease_id: Id
+    used_microusd: Money
+    done: bool = False
+    open: Count = 0
+
+
 class Refusal(_Wire):
     """A policy that a device would not take, and why."""
 
@@ -149,6 +187,8 @@ class SyncRequest(_Wire):
         refused: policies that it would not take since the last sync.
         waiting: tasks in the queue.
         models: digest of the manifest of each assigned model in use, by name.
+        wants: what it would like to be able to spend.
+        uses: how its leases stand.
 
     """
 
@@ -165,6 +205,8 @@ class SyncRequest(_Wire):
     rows: list[LedgerRow] = Field(default=[], max_length=MAX_ROWS)
     waiting: int = Field(default=0, ge=0, lt=2**31)
     models: dict[Name, Label] = Field(default={}, max_length=100)
+    wants: list[Want] = Field(default=[], max_length=MAX_WANTS)
+    uses: list[LeaseUse] = Field(default=[], max_length=MAX_LEASES)
 
 
 class Attested(_Wire):
@@ -237,7 +279,8 @@ class SyncReply(_Wire):
             forgotten.
         bundle: where the device holds something older.
         quarantined: there were two of this device; it works on, but gets no leases.
-        leases: rights to spend.
+        leases: all leases that this device may spend from now on, in the order to use them; one
+            that is missing has been closed.
         next_sync_s: when to come back, before jitter.
 
     """

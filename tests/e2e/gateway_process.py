@@ -232,7 +232,7 @@ class Gateway:
 
 
 @contextmanager
-def gateway(config, *, before=None):
+def gateway(config, *, before=None, admitted=True):
     """Run ``edge-hub gateway``, from ready until the end of the block."""
     log = config.with_name(f"log-{secrets.token_hex(4)}")
     command = [sys.executable, "-c", _COMMAND, "gateway", "--config", str(config)]
@@ -246,7 +246,10 @@ def gateway(config, *, before=None):
         )
     try:
         with httpx.Client(timeout=20, trust_env=False) as client:
-            yield Gateway(process, _ready(process, log), log, client)
+            served = Gateway(process, _ready(process, log), log, client)
+            if admitted:
+                served.admin("epoch", epoch=0)
+            yield served
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

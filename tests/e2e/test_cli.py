@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge.errors import ConfigError, InputError, StoreError
-from edge.runtime import open_runtime
+from edge.opening import open_runtime
 
 
 def edge(*arguments, state, text=b"", **env):
@@ -199,7 +199,8 @@ def test_queue_shows_what_waits_and_keeps_it(tmp_path):
     assert [(row["task"], row["state"]) for row in shown] == [("assistant_intent", "waiting")]
     tried = json.loads(edge("queue", "retry", "--json", state=tmp_path).stdout)
     assert tried.pop("due_at") > 0
-    assert tried == {"done": 0, "waiting": 1, "failed": 0, "pausing": 1}
+    nothing = {"done": 0, "failed": 0, "expired": 0, "cancelled": 0, "stopped": {}}
+    assert tried == {**nothing, "waiting": 1, "pausing": 1}
     again = edge("queue", "retry", state=tmp_path).stdout.decode()
     assert re.fullmatch(r"Nothing was due: 1 waits until \d\d:\d\d\.\n", again)
 
@@ -245,7 +246,10 @@ def test_a_pool_without_its_key_defers_and_doctor_says_so(tmp_path):
     assert (done.returncode, result["value"], result["provisional"]) == (0, "alarm", True)
     assert result["reasons"] == ["low_confidence", "pool_misconfigured", "queued"]
     retried = edge("queue", "retry", *with_pack, state=tmp_path, **online)
-    assert retried.stdout == b"0 answered, 1 still waiting, 0 given up\n"
+    assert retried.stdout == (
+        b"0 answered, 1 still waiting, 0 given up\n"
+        b"Pool default was left alone after that: pool_misconfigured.\n"
+    )
     told = edge("doctor", *with_pack, "--json", state=tmp_path)
     assert told.returncode == 1
     (problem,) = json.loads(told.stdout)["problems"]

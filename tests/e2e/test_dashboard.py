@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from fleet_sample import fill, make_sample
+from fleet_sample import add_money, fill, make_sample
 from sqlalchemy import text
 from starlette.applications import Starlette
 
@@ -31,6 +31,7 @@ _WAIT_S = 15.0
 def site(tmp_path_factory):
     sample = make_sample(tmp_path_factory.mktemp("dashboard") / "hub", clock=time.time)
     fill(sample)
+    add_money(sample.hub)
     app = Starlette(routes=routes(sample.hub))
     config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
@@ -108,6 +109,7 @@ def paths(sample):
         "new": "/policies/new",
         "rollouts": "/rollouts",
         "rollout": f"/rollouts/{rollout}",
+        "budget": "/budget",
         "audit": "/audit",
     }
 

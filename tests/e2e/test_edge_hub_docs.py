@@ -52,8 +52,9 @@ def run(tmp_path, monkeypatch, capsys):
     return command
 
 
-def test_the_hub_answers_as_shown(run):
-    for line, told in shown("hub.md"):
+@pytest.mark.parametrize("page", ["hub.md", "budgets.md"])
+def test_the_hub_answers_as_shown(run, page):
+    for line, told in shown(page):
         code, answer = run(line)
         wanted = re.search(r"# exit (\d)$", line)
         assert code == (int(wanted[1]) if wanted else 0), f"{line}\n{answer}"

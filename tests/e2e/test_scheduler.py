@@ -174,6 +174,51 @@ def test_cancel_takes_effect_before_the_next_step(decoder):
     assert len(done.tokens) == 2
 
 
+def test_cancel_takes_effect_while_a_request_waits_for_a_sequence():
+    with opened_for(max_sequences=1) as decoder:
+        holder, asked = decoder.sequence(), []
+
+        def cancel():
+            asked.append(1)
+            return len(asked) == 3
+
+        done = generate(decoder, [5], params=SamplingParams(), max_tokens=9, cancel=cancel)
+        holder.close()
+        assert (done.finish, done.tokens, done.text) == ("cancelled", (), "")
+        assert generate(decoder, [5], params=SamplingParams(), max_tokens=1).tokens
+
+
+def test_cancel_takes_effect_behind_a_request_that_goes_on():
+    endless = SamplingParams(logit_bias=tuple((token, -np.inf) for token in (0, 1, 2)))
+    with opened_for(max_sequences=1) as decoder:
+        begun, left, results = threading.Event(), threading.Event(), []
+
+        def goes_on():
+            begun.set()
+            return left.is_set()
+
+        def first():
+            results.append(generate(decoder, [5], params=endless, max_tokens=400, cancel=goes_on))
+
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert begun.wait(30)
+        behind = generate(decoder, [5], params=SamplingParams(), max_tokens=9, cancel=lambda: True)
+        left.set()
+        thread.join()
+        assert (behind.finish, behind.tokens) == ("cancelled", ())
+        assert results[0].tokens
+
+
+def test_an_exception_of_cancel_reaches_the_caller_that_waits():
+    with opened_for(max_sequences=1) as decoder:
+        holder = decoder.sequence()
+        with pytest.raises(ZeroDivisionError):
+            generate(decoder, [5], params=SamplingParams(), max_tokens=9, cancel=lambda: 1 // 0 > 0)
+        holder.close()
+        assert generate(decoder, [5], params=SamplingParams(), max_tokens=1).tokens
+
+
 def test_an_abandoned_stream_gives_its_sequence_back(decoder):
     for _ in range(9):
         steps = stream(

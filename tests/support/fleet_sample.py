@@ -11,8 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, insert
 
 from edge_sync.hub import fleet, policies, rollouts, tokens
+from edge_sync.hub.budget import books, caps
+from edge_sync.hub.budget.books import Held
 from edge_sync.hub.home import Hub
-from edge_sync.store.schema import devices, health, ledger_rows
+from edge_sync.money.account import Right
+from edge_sync.money.caps import Cap, Purpose, Scope
+from edge_sync.money.periods import bounds, period_of
+from edge_sync.store.schema import devices, gateways, health, ledger_rows, redemptions
 
 NOW = 1_795_000_000.0
 GROUPS = ("kiosks", "desktops", "lab")
@@ -137,3 +142,93 @@ def fill(sample: Sample, *, count: int = 42) -> None:
         policies.publish(hub, checked, message=message, who="ada", at_once=at_once)
     add_devices(hub, count=count, revisions=(2, 2, 2, 3, 1))
     rollouts.start(hub, 3, who="ada", names=["kiosks", "desktops"], waves="10,50,100")
+
+
+POOLS = ("gpu", "hosted", "phones")
+CAPS = (
+    ("fleet", "month", 50_000_000),
+    ("fleet;pool:hosted", "total", 100_000_000),
+    ("group:desktops", "month", 12_000_000),
+    ("group:kiosks", "month", 20_000_000),
+    ("group:lab", "day", 9_600_000),
+)
+
+
+def add_money(hub: Hub) -> None:
+    """Give a filled sample caps, three pools, leases in all states, and a week of redemptions.
+
+    The gateway of ``gpu`` answers, that of ``hosted`` has been silent for two hours, and nobody
+    but the devices counts at ``phones``.
+    """
+    now = hub.clock()
+    draw = random.Random(11)  # noqa: S311 - a sample, not a secret
+    joined = fleet.list_devices(hub)
+    made = [_lease(draw, each, now, at) for at, each in enumerate(joined * 3)]
+    called = [_redemption(draw, held, now) for held in made for _ in range(6)]
+    counted = [_gateway(pool, now) for pool in POOLS]
+
+    def work(connection: Connection) -> None:
+        connection.execute(insert(gateways), counted)
+        books.add(connection, made)
+        connection.execute(insert(redemptions), called)
+        for text, kind, amount in CAPS:
+            caps.put_cap(connection, Cap(Scope.parse(text), kind, amount), who="ada", now=now)
+
+    hub.change("ada", "budget.set", about="fleet", detail={}, work=work)
+
+
+def _lease(draw: random.Random, device: fleet.Device, now: float, at: int) -> Held:
+    pool = POOLS[at % 7 % 3]
+    period = period_of("day" if device.group == "lab" else "month", now)
+    amount = draw.randrange(10, 60) * 10_000
+    used = amount * draw.randrange(0, 11) // 10
+    state = ("open", "sealed", "sealed", "closing")[at % 4]
+    right = Right(
+        f"{draw.getrandbits(128):032x}",
+        Purpose(device.group, device.id, pool),
+        period,
+        1,
+        amount,
+        state,
+        used if state == "sealed" else 0,
+    )
+    return Held(
+        right,
+        seen_microusd=used,
+        told_microusd=used,
+        granted_at=now - draw.randrange(100, 6 * 86_400),
+        not_after=min(now + 7 * 86_400, bounds(period)[1]),
+        why_closed="" if state == "open" else draw.choice(["done", "expired"]),
+    )
+
+
+def _redemption(draw: random.Random, held: Held, now: float) -> dict[str, Any]:
+    purpose = held.right.purpose
+    return {
+        "hold_id": f"{draw.getrandbits(128):032x}",
+        "pool_id": purpose.pool_id,
+        "lease_id": held.right.lease_id,
+        "device_id": purpose.device_id,
+        "state": draw.choice(["settled", "settled", "settled", "unclear", "released"]),
+        "held_microusd": 30_000,
+        "cost_microusd": 24_000,
+        "at": now - draw.randrange(60, 5 * 86_400),
+        "seq": 1,
+    }
+
+
+def _gateway(pool: str, now: float) -> dict[str, Any]:
+    quiet = pool == "hosted"
+    escrow = pool == "phones"
+    return {
+        "pool_id": pool,
+        "url": "" if escrow else f"https://{pool}.example.org",
+        "grade": "escrow" if escrow else "gateway",
+        "epoch": 1,
+        "rows_after": 0,
+        "totals": "{}",
+        "seen_at": None if escrow else now - (7_200.0 if quiet else 8.0),
+        "error": "The gateway cannot be reached: timed out." if quiet else "",
+        "added_by": "ada",
+        "added_at": now - 20 * 86_400.0,
+    }

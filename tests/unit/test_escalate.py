@@ -186,7 +186,8 @@ def test_what_draining_makes_of_a_queued_task(world, folder, name):
         assert (entry.state, entry.text) == (state, TEXT)
         assert money(runtime)[:2] == (holds, spent)
         if state == "done":
-            assert entry.result == {"text": "yes", "model": "small-2", "cost_microusd": COST}
+            told = {"value": "yes", "text": "yes", "model": "small-2", "cost_microusd": COST}
+            assert entry.result == {**told, "tokens_in": 30, "tokens_out": 4}
         else:
             assert entry.result is None
             assert entry.error

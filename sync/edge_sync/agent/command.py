@@ -85,7 +85,11 @@ def _once(device: Device, code: str, name: str, *, as_json: bool) -> None:
 def _print(told: dict[str, Any]) -> None:
     """Print what there is to say, a line each."""
     models = [f"{name}@{digest[:12]}" for name, digest in told["models"].items()]
-    shown = told | {"models": ", ".join(models), "policy": told["policy"] or "none"}
+    shown = told | {
+        "models": ", ".join(models),
+        "policy": told["policy"] or "none",
+        "money": "; ".join(told["money"]),
+    }
     for key, value in shown.items():
         if value:
             text = "yes" if value is True else str(value)

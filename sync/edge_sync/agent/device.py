@@ -8,7 +8,6 @@ the device's own clock is only reported.
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable
@@ -20,19 +19,21 @@ from typing import Any
 import edge
 from edge.errors import ConfigError, HubDistrusted, SignatureInvalid, StoreError
 from edge.store.policies import Policies, State
+from edge_sync.agent import money
 from edge_sync.agent.activation import Activation, Change, group_of, remember
-from edge_sync.agent.exchange import Exchange, HubRefused
+from edge_sync.agent.codes import read_code
+from edge_sync.agent.exchange import Answer, Exchange, HubRefused
 from edge_sync.agent.memory import Memory, Pending
 from edge_sync.agent.report import Facts, Records, acknowledge, compose, packed
+from edge_sync.agent.rows import covered
 from edge_sync.keys import DeviceKey, load_key, make_key, save_key
 from edge_sync.trust import clock
 from edge_sync.trust.metadata import fingerprint
 from edge_sync.trust.trusted import Trusted
-from edge_sync.wire import DEVICE_HEADER, SIGNATURE_HEADER, EnrolRequest, Have, SyncReply
+from edge_sync.wire import DEVICE_HEADER, SIGNATURE_HEADER, EnrolRequest, Have
 
 KEY_FILE = "device.key"
 _MOST_RACES = 10
-_CODE = re.compile(r"[0-9A-Za-z]{8,64}-([0-9A-Fa-f]{16,64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,13 @@ class Round:
     Attributes:
         change: of the policy.
         more: whether the device has something to report at once.
+        granted: how many leases are new.
 
     """
 
     change: Change
     more: bool
+    granted: int = 0
 
 
 class Device:
@@ -97,6 +100,7 @@ class Device:
         self._clock = clock.Clock.from_dict(self.memory().clock)
         self._key: DeviceKey | None = None
         self._more = False
+        self._granted = 0
 
     def memory(self) -> Memory:
         """Return what the agent remembers.
@@ -162,24 +166,34 @@ class Device:
         """
         pending = self._pending()
         try:
-            reply = self._send(pending)
+            answer = self._send(pending)
         except HubRefused as error:
             if error.code == "replayed":  # the answer to it was lost long ago
                 remember(self._policies, lambda memory: memory.but(pending=None))
             raise
-        self._attest(pending, reply)
-        remember(self._policies, lambda memory: self._answered(memory, pending, reply))
+        self._attest(pending, answer)
+        self._granted = 0
+        memory = remember(self._policies, lambda memory: self._answered(memory, pending, answer))
+        self._records.leases.forget(up_to=covered(memory.rows), sparing=memory.rows.open)
         change = Change.NONE
-        if reply.bundle is not None:
-            change = self._activation.take(reply.bundle, now=self.now())
+        if answer.reply.bundle is not None:
+            change = self._activation.take(answer.reply.bundle, now=self.now())
         self._activation.tighten(self.now())
-        return Round(change, self._more or self.news())
+        return Round(change, self._more or self.news(), self._granted)
 
-    def ask(self, wait_s: int) -> Round:
-        """Ask for a newer policy, and let the hub wait for one; raises as ``sync``."""
+    def ask(self, wait_s: int, *, until: Callable[[], bool] | None = None) -> Round:
+        """Ask for a newer policy, and let the hub wait for one; raises as ``sync``.
+
+        Args:
+            wait_s: the longest that the hub may wait, in whole seconds.
+            until: looked at again and again; where it is true the waiting ends.
+
+        """
         trusted, memory = self._activation.trusted(), self.memory()
         have = self._have(trusted, memory)
-        offer = self._exchange.policy(memory.token, etag=have.etag, root=have.root, wait_s=wait_s)
+        offer = self._exchange.policy(
+            memory.token, etag=have.etag, root=have.root, wait_s=wait_s, until=until
+        )
         if offer is None:
             return Round(Change.NONE, more=False)
         change = self._activation.take(offer.bundle, now=self.now())
@@ -194,6 +208,15 @@ class Device:
         """
         self._activation.tighten(self.now())
 
+    def low(self) -> bool:
+        """Return whether the hub should hear of this device's money before the next sync is due.
+
+        Raises:
+            StoreError: the ledger cannot be read.
+
+        """
+        return self._records.leases.low()
+
     def news(self) -> bool:
         """Return whether the hub does not know yet what is in force here."""
         memory = self.memory()
@@ -203,7 +226,8 @@ class Device:
         """Return what a person wants to know of this device.
 
         Keys: device, group, policy (revision in force, 0 for none), tightened, refused (the last
-        refusal that is newer than that policy, or empty), models and quarantined.
+        refusal that is newer than that policy, or empty), models, quarantined, and money: what is
+        left of its leases, by pool, with its age; empty where it has none.
         """
         memory, switches = self.memory(), self._policies.switches()
         last = next(iter(self._policies.refusals()), None)
@@ -216,6 +240,7 @@ class Device:
             "refused": f"{last.revision}: {last.reason}" if last and told else "",
             "models": self._activation.models(),
             "quarantined": memory.quarantined,
+            "money": money.left(self._records.leases),
         }
 
     def close(self) -> None:
@@ -279,33 +304,44 @@ class Device:
             "Other agents over this state folder are always first.", hint="Run one of them."
         )
 
-    def _send(self, pending: Pending) -> SyncReply:
+    def _send(self, pending: Pending) -> Answer:
         key = self._device_key(make=False)
         body, headers = packed(pending.body)
         headers |= {DEVICE_HEADER: key.device_id, SIGNATURE_HEADER: key.sign_sync(body)}
         return self._exchange.sync(body, headers)
 
-    def _attest(self, pending: Pending, reply: SyncReply) -> None:
-        """Take the hub's time, which proves that the hub of this fleet has just answered."""
+    def _attest(self, pending: Pending, answer: Answer) -> None:
+        """Take the hub's time, which proves that the hub of this fleet has just answered.
+
+        The whole answer is signed as well: a watermark or a lease put in on the way counts nothing.
+        """
+        reply, trusted = answer.reply, self._activation.trusted()
         roots = reply.bundle.roots if reply.bundle else []
+        asked = pending.request_id
         try:
-            time_s = self._activation.trusted().time(
-                reply.time, request_id=pending.request_id, roots=roots
-            )
+            time_s = trusted.time(reply.time, request_id=asked, roots=roots)
+            trusted.verify_reply(answer.signed, request_id=asked, body=answer.body, roots=roots)
         except SignatureInvalid as error:
             raise HubDistrusted(
                 f"The answer is not from the hub of this fleet: {error.message}"
             ) from error
         self._clock = self._clock.attest(time_s, boot_s=self._senses.boot_s())
 
-    def _answered(self, memory: Memory, pending: Pending, reply: SyncReply) -> Memory:
+    def _answered(self, memory: Memory, pending: Pending, answer: Answer) -> Memory:
         if memory.pending is None or memory.pending.request_id != pending.request_id:
             return memory  # another process over this state folder was answered first
-        return acknowledge(memory, pending, reply).but(clock=self._clock.as_dict())
+        # Before the report counts as answered: where this is cut short it is sent again, and the
+        # list comes again.
+        self._granted = money.take(
+            self._records.leases, pending.body, answer.reply, device_id=memory.device_id
+        )
+        after = acknowledge(memory, pending, answer.reply)
+        return after.but(clock=self._clock.as_dict())
 
     def _facts(self, memory: Memory) -> Facts:
         return Facts(
             at=self._senses.own_s(),
+            now=self.now(),
             runtime=edge.__version__,
             pack=self._pack,
             have=self._have(self._activation.trusted(), memory),
@@ -344,19 +380,3 @@ def _with_key(path: Path, state: State) -> State:
 def _begun(memory: Memory, *, before: Memory, new: Pending) -> Memory:
     """Begin a report, unless something has happened since it was put together."""
     return memory.but(pending=new) if memory == before else memory
-
-
-def read_code(code: str) -> str:
-    """Return the part of an enrolment code that names the fleet, in lower case.
-
-    Raises:
-        ConfigError: it is no code.
-
-    """
-    found = _CODE.fullmatch(code.strip())
-    if found is None:
-        raise ConfigError(
-            "The enrolment code is not one: it has letters and digits, a dash, and hex digits.",
-            hint="Copy it whole, as `edge-hub enroll` printed it.",
-        )
-    return found[1].lower()

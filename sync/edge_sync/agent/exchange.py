@@ -17,10 +17,12 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from edge.errors import ConfigError, HubUnreachable, SyncError
+from edge_sync.agent.waiting import Ended, unless
 from edge_sync.wire import (
     ENROL_PATH,
     MODELS_PATH,
     POLICY_PATH,
+    REPLY_HEADER,
     SYNC_PATH,
     Bundle,
     EnrolReply,
@@ -77,6 +79,21 @@ class Offer:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a hub answered to a report.
+
+    Attributes:
+        body: as it came.
+        signed: the header that vouches for it, see ``wire.REPLY_HEADER``; empty where none came.
+
+    """
+
+    reply: SyncReply
+    body: bytes
+    signed: str
+
+
 class Exchange:
     """Talks to one hub. Only one thread may ask; ``stop`` may be called from any.
 
@@ -118,7 +135,7 @@ class Exchange:
         answer = self._asked("POST", ENROL_PATH, {}, body)
         return _read(EnrolReply, answer.content)
 
-    def sync(self, body: bytes, headers: Mapping[str, str]) -> SyncReply:
+    def sync(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send a signed report; the same bytes may be sent again.
 
         Raises:
@@ -126,9 +143,19 @@ class Exchange:
             HubRefused: the hub did not take it.
 
         """
-        return _read(SyncReply, self._asked("POST", SYNC_PATH, headers, body).content)
+        came = self._asked("POST", SYNC_PATH, headers, body)
+        reply = _read(SyncReply, came.content)
+        return Answer(reply, came.content, came.headers.get(REPLY_HEADER, ""))
 
-    def policy(self, token: str, *, etag: str, root: int, wait_s: int) -> Offer | None:
+    def policy(
+        self,
+        token: str,
+        *,
+        etag: str,
+        root: int,
+        wait_s: int,
+        until: Callable[[], bool] | None = None,
+    ) -> Offer | None:
         """Ask for metadata other than ``etag``, and let the hub wait for some.
 
         Args:
@@ -136,6 +163,8 @@ class Exchange:
             etag: what the device holds; empty for nothing.
             root: version of the root metadata that it holds.
             wait_s: the longest that the hub may wait, in whole seconds.
+            until: looked at again and again; where it is true the request is ended, without an
+                offer.
 
         Raises:
             HubUnreachable: no replica answered.
@@ -146,7 +175,10 @@ class Exchange:
         if etag:
             headers["If-None-Match"] = etag
         path = f"{POLICY_PATH}?wait={wait_s}&root={root}"
-        answer = self._asked("GET", path, headers, limit_s=wait_s + ANSWER_S)
+        try:
+            answer = self._asked("GET", path, headers, limit_s=wait_s + ANSWER_S, until=until)
+        except Ended:
+            return None
         if answer.status_code == httpx.codes.NOT_MODIFIED:
             return None
         return Offer(_read(Bundle, answer.content), answer.headers.get("ETag", ""))
@@ -214,12 +246,14 @@ class Exchange:
         body: bytes | None = None,
         *,
         limit_s: float = ANSWER_S,
+        until: Callable[[], bool] | None = None,
     ) -> httpx.Response:
         """Ask each replica in turn, the one that answered last first."""
         for left in reversed(range(len(self.urls))):
             url = self.urls[self._at]
+            work = self._answer(method, url + path, headers, body, limit_s)
             try:
-                return self._run(self._answer(method, url + path, headers, body, limit_s))
+                return self._run(work if until is None else unless(work, until))
             except HubUnreachable:
                 self._at = (self._at + 1) % len(self.urls)
                 if not left or self._stopped:

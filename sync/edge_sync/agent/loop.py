@@ -1,6 +1,7 @@
 """The agent: a thread that keeps one device in step with its hub until it is closed.
 
-Waits in the hub's long poll or on an event, never in a busy loop. Nothing that goes wrong here
+Waits in the hub's long poll or on an event, and looks at the ledger once a second meanwhile: money
+that runs low is asked for at once, and ever more rarely in vain. Nothing that goes wrong here
 reaches the app: work goes on under the last good policy, and ``status`` says what is wrong.
 """
 
@@ -20,6 +21,8 @@ from edge_sync.agent.exchange import Exchange, HubRefused
 
 LONG_POLL_S = 55
 _SOON_S = 0.5
+_HUNGRY_S = 5.0
+"""So soon the hub is asked for money that ran out, and twice as long each time it has none."""
 _CLOSE_S = 5.0
 _log = logging.getLogger("edge.agent")
 _log.addHandler(logging.NullHandler())  # an app that does not listen is not written to
@@ -77,7 +80,10 @@ class Agent:
         self._boot_s = boot_s
         self._draw = draw
         self._due = 0.0
+        self._hungry_s = _HUNGRY_S
+        self._hungry_from = 0.0
         self._failures = 0
+        self._rejoining = False
         self._status = Status()
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -118,12 +124,17 @@ class Agent:
         self._note(enrolled=memory.enrolled)
         began_s = self._boot_s()
         left_s = self._due - began_s
-        if left_s <= 0:
-            return self._synced(self._device.sync())
+        hungry = self._hungry()
+        if left_s <= 0 or hungry:
+            return self._synced(self._device.sync(), hungry=hungry)
         wait_s = max(1, min(LONG_POLL_S, int(left_s)))
-        pause_s = self._done(self._device.ask(wait_s))
+        pause_s = self._done(self._device.ask(wait_s, until=self._hungry))
         # A hub that does not let anybody wait must not be asked without end.
         return pause_s if self._boot_s() - began_s > _SOON_S else max(pause_s, _SOON_S)
+
+    def _hungry(self) -> bool:
+        """Whether money has run low, and the hub was not asked for some just now."""
+        return self._boot_s() >= self._hungry_from and self._device.low()
 
     def _run(self) -> None:
         try:
@@ -145,7 +156,7 @@ class Agent:
         except Exception:  # noqa: BLE001 - a dead thread would leave the device without a policy
             _log.exception("The fleet's agent failed; it goes on.")
             return self._failed(HubUnreachable("The agent failed; its log says why."))
-        self._failures = 0
+        self._failures, self._rejoining = 0, False
         return pause_s
 
     def _failed(self, error: EdgeError) -> float | None:
@@ -166,19 +177,25 @@ class Agent:
 
     def _rejoined(self) -> bool:
         """Join again where the hub was set back to a time before this device joined."""
-        if not self._code or self._failures > 1:
+        if not self._code or self._rejoining:
             return False
+        self._rejoining = True  # once; a hub that forgets it again must not be asked without end
         try:
             self._device.rejoin(self._code, self._name)
         except EdgeError as error:
+            self._rejoining = not isinstance(error, HubUnreachable)
             _log.warning("%s", error)
             return False
         return True
 
-    def _synced(self, done: Round) -> float:
+    def _synced(self, done: Round, *, hungry: bool) -> float:
         self._due = self._boot_s() + pauses.until_sync(
             self._device.memory().next_sync_s, self._draw
         )
+        in_vain = hungry and not done.granted
+        next_s = self._device.memory().next_sync_s
+        self._hungry_s = min(2 * self._hungry_s, next_s) if in_vain else _HUNGRY_S
+        self._hungry_from = self._boot_s() + self._hungry_s
         self._note(syncs=self.status.syncs + 1)
         return self._done(done)
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from edge.store.db import Database, open_database
+from edge.store.leases import Leases
 from edge.store.states import States
 from edge.store.traces import Traces
-from edge_sync.agent import health, rows
+from edge_sync.agent import health, money, rows
 from edge_sync.agent.memory import Memory, Pending
 from edge_sync.wire import Have, SyncReply, SyncRequest
 
@@ -31,7 +32,7 @@ class Records:
     folder: Path
     traces: Traces
     states: States
-    money: Database | None = None
+    leases: Leases
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -41,33 +42,33 @@ class Records:
             StoreError: the folder cannot be used.
 
         """
-        traces = Traces.open(folder)
-        try:
-            return cls(folder, traces, States.open(folder))
-        except BaseException:
-            traces.close()
-            raise
-
-    def ledger(self) -> Database | None:
-        """Return the money file, or ``None`` where no runtime has made one yet."""
-        path = self.folder / "money.db"
-        if self.money is None and path.exists():
-            self.money = open_database(path, durable=True)
-        return self.money
+        with ExitStack() as opened:
+            traces = opened.enter_context(Traces.open(folder))
+            states = States.open(folder)
+            opened.callback(states.close)
+            leases = Leases.open(folder)
+            opened.pop_all()
+        return cls(folder, traces, states, leases)
 
     def close(self) -> None:
         """Close the files."""
         self.traces.close()
         self.states.close()
-        if self.money is not None:
-            self.money.close()
+        self.leases.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a report says of the device beside its records."""
+    """What a report says of the device beside its records.
+
+    Attributes:
+        at: the device's own clock, seconds since the epoch.
+        now: the hub's time, as far as it was attested.
+
+    """
 
     at: float
+    now: float
     runtime: str
     pack: str
     have: Have
@@ -102,8 +103,9 @@ def compose(memory: Memory, records: Records, facts: Facts, *, draw: Callable[[]
 
     """
     counted = health.take(records.traces, records.states, memory.counted)
-    money = records.ledger()
-    taken = rows.take(money, records.traces, memory.rows) if money else None
+    file = records.leases.db
+    taken = rows.take(file, records.traces, memory.rows)
+    told = money.tell(records.leases, now=facts.now, next_sync_s=memory.next_sync_s)
     request = SyncRequest(
         device_id=memory.device_id,
         incarnation=memory.incarnation,
@@ -115,9 +117,11 @@ def compose(memory: Memory, records: Records, facts: Facts, *, draw: Callable[[]
         have=facts.have,
         refused=list(memory.refusals),
         health=counted.health,
-        rows=taken.rows if taken else [],
-        waiting=money.query(_WAITING)[0]["n"] if money else 0,
+        rows=taken.rows,
+        waiting=file.query(_WAITING)[0]["n"],
         models=dict(facts.models),
+        wants=told.wants,
+        uses=told.uses,
     )
     pending = Pending(
         request_id=request.request_id,
@@ -125,10 +129,10 @@ def compose(memory: Memory, records: Records, facts: Facts, *, draw: Callable[[]
         told=facts.told,
         refusals=len(memory.refusals),
         counted=counted.after,
-        rows=taken.after if taken else memory.rows,
-        low=taken.low if taken else None,
+        rows=taken.after,
+        low=taken.low,
     )
-    return Composed(pending, counted.more or bool(taken and taken.more))
+    return Composed(pending, counted.more or taken.more)
 
 
 def packed(body: str) -> tuple[bytes, dict[str, str]]:

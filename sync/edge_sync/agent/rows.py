@@ -2,7 +2,8 @@
 
 A row is told apart by the hold's random id alone, so that sending one twice counts once. Guarantees
 that a row is passed over only once the hub has acknowledged it, and that where a hub was restored
-from a backup all that came after the backup is sent again. Forgets no row.
+from a backup all that came after the backup is sent again. ``covered`` says which rows a completed
+backup has, so that the device may forget them.
 """
 
 from __future__ import annotations
@@ -59,14 +60,15 @@ def take(money: Database, traces: Traces, since: Rows) -> Taken:
         since = Rows()  # another ledger lies there now
     sent = money.query(_CHANGED, (json.dumps(list(since.open)),))
     changed = [hold for hold in sent if since.open[hold["id"]] != hold["state"]][:MAX_ROWS]
+    told = {hold["id"] for hold in changed}
     new = money.query(_NEW, (since.seq, MAX_ROWS - len(changed)))
-    holds = [*changed, *new]
+    holds = [*changed, *(hold for hold in new if hold["id"] not in told)]
     policies = policies_of(traces, {hold["trace_id"] for hold in holds})
     return Taken(
         [_row(hold, policies) for hold in holds],
         _after(since, holds),
         min(hold["seq"] for hold in holds) - 1 if holds else None,
-        more=len(holds) == MAX_ROWS,
+        more=len(changed) + len(new) == MAX_ROWS,
     )
 
 
@@ -85,7 +87,12 @@ def acknowledged(after: Rows, low: int | None, *, receipt: int, watermark: int) 
 def after_restore(rows: Rows, *, watermark: int) -> Rows:
     """Return where to begin again, where the hub was set back to a backup up to ``watermark``."""
     lost = [batch.low for batch in rows.batches if batch.receipt > watermark]
-    return Rows(seq=min([rows.seq, *lost]))
+    return Rows(seq=min([rows.seq, *lost]), open=rows.open)
+
+
+def covered(rows: Rows) -> int:
+    """Return the number up to which all rows but the open ones are in a completed backup."""
+    return min([rows.seq, *(batch.low for batch in rows.batches)])
 
 
 def _after(since: Rows, holds: Sequence[Mapping[str, Any]]) -> Rows:

@@ -25,6 +25,8 @@ from edge_sync.cli.common import (
     who,
 )
 from edge_sync.hub import fleet
+from edge_sync.hub.budget.amounts import cents
+from edge_sync.hub.budget.exposure import DeviceLease, read_leases
 from edge_sync.hub.fleet import Device
 
 app = typer.Typer(no_args_is_help=True)
@@ -68,8 +70,11 @@ def show_device(named: _DEVICE, *, home: Home = None, as_json: AsJson = False) -
     """Show all that is known of one device."""
     with opened(home) as hub:
         device, now = fleet.find_device(hub, named), hub.clock()
+        with hub.store.reading() as connection:
+            leases = read_leases(connection, device.id)
     if as_json:
-        show.print_json({**asdict(device), "online": device.online(now)})
+        told_of = {"online": device.online(now), "leases": [asdict(each) for each in leases]}
+        show.print_json({**asdict(device), **told_of})
         return
     facts(
         [
@@ -86,6 +91,7 @@ def show_device(named: _DEVICE, *, home: Home = None, as_json: AsJson = False) -
             ("refused", _refused(device, now)),
             ("waiting", count(device.waiting, "task")),
             *((f"model {name}", digest) for name, digest in sorted(device.models.items())),
+            *((f"lease {each.pool}", _lease(each)) for each in leases if each.state != "sealed"),
         ]
     )
 
@@ -146,3 +152,11 @@ def _refused(device: Device, now: float) -> str:
     told_of = device.refused
     when = f", {ago(told_of['at'], now)}" if "at" in told_of else ""
     return f"revision {told_of.get('revision')}{when}: {told_of.get('reason')}"
+
+
+def _lease(lease: DeviceLease) -> str:
+    used = f"{cents(lease.used_microusd)} of {cents(lease.amount_microusd)} used"
+    whose = f"task {lease.task}" if lease.task else "any task"
+    why = f": {lease.why_closed}" if lease.why_closed else ""
+    grade = ", escrow-grade" if lease.escrow else ""
+    return f"{used}, {whose}, until {day_time(lease.not_after)}, {lease.state}{why}{grade}"

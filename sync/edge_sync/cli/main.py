@@ -13,14 +13,17 @@ import edge
 from edge.cli.leaving import run_app
 from edge_sync.cli import (
     audit,
+    budget,
     demo,
     devices,
     enroll,
     gateway,
+    gateways,
     groups,
     keys,
     models,
     policy,
+    pool,
     rollout,
     setting_up,
     status,
@@ -46,14 +49,18 @@ app.add_typer(policy.app, name="policy", help="Publish, show, compare and restor
 app.add_typer(rollout.app, name="rollout", help="Let a policy go out by waves.")
 app.command("stop")(stop.stop)
 app.command("unstop")(stop.unstop)
+app.add_typer(budget.app, name="budget", help="What the fleet may spend, and how it stands.")
+app.add_typer(gateways.app, name="gateways", help="Where the money of each pool is counted.")
 app.add_typer(models.app, name="models", help="Models that devices can be assigned.")
 app.add_typer(tokens.app, name="token", help="Who may use the dashboard.")
 app.add_typer(audit.app, name="audit", help="Who changed what when; whether the log is whole.")
 app.add_typer(keys.app, name="keys", help="What signs, and how it is replaced.")
 app.command("backup")(setting_up.backup)
+app.command("restore")(setting_up.restore)
 app.command("migrate")(setting_up.migrate)
 app.command("demo")(demo.demo)
 app.command("gateway")(gateway.gateway)
+app.command("pool")(pool.pool)
 
 
 def _version(value: bool) -> None:

@@ -1,4 +1,4 @@
-"""``edge-hub init``, ``serve``, ``migrate``, ``backup``: the hub itself."""
+"""``edge-hub init``, ``serve``, ``migrate``, ``backup``, ``restore``: the hub itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ import typer
 
 from edge.cli import show
 from edge.errors import InputError, StoreError
-from edge_sync.cli.common import AsJson, Home, facts, home_folder, opened, told, who
+from edge_sync.cli.common import (
+    AsJson,
+    Home,
+    Yes,
+    confirm,
+    facts,
+    home_folder,
+    opened,
+    told,
+    who,
+)
 from edge_sync.hub import backup as backups
-from edge_sync.hub import fleet, tokens
+from edge_sync.hub import fleet, restoring, tokens
 from edge_sync.hub.home import Hub
 from edge_sync.store.migration import VERSIONS
 
@@ -108,3 +118,32 @@ def backup(
         show.print_json({"path": str(made.path), "bytes": made.bytes, "receipt": made.receipt})
         return
     told(f"{made.path}: {show.size(made.bytes)}, up to receipt {made.receipt}.")
+
+
+def restore(
+    path: Annotated[Path, typer.Argument(help="What edge-hub backup wrote.")],
+    *,
+    home: Home = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup into the database, in place of what it holds.
+
+    No leases are granted until every gateway has told what those since then came to.
+    """
+    with opened(home, migrating=True) as hub:
+        before = restoring.held(hub)
+        if before.root:
+            question = (
+                f"{hub.store.url} holds this hub up to receipt {before.receipt}. Put {path} in its "
+                "place?"
+            )
+            confirm(question, yes=yes)
+        made = restoring.restore(hub, path, who=who(), replace=bool(before.root))
+    if as_json:
+        show.print_json({"receipt": made.receipt, "before": made.before, "epoch": made.epoch})
+        return
+    told(f"The database holds what {path} held, up to receipt {made.receipt}.")
+    told(
+        f"Leases are of epoch {made.epoch} once every gateway has answered: edge-hub gateways list"
+    )

@@ -12,7 +12,9 @@
         What the provider billed for a hold whose outcome was unclear.
     POST /v1/register/adjust     {"adjustment_id", "hold_id", "amount_microusd", "reason"}
         What the provider gave back later; never more than the hold cost.
-    GET  /v1/register/state?after=ID&limit=N    epoch, totals, and standings by lease id
+    GET  /v1/register/state?after=ID&limit=N    epoch, totals, and standings by lease id; totals
+                                                take a look at all leases, and none with totals=0
+    GET  /v1/register/state?revoked_after=ID    epoch and revoked devices by id, and no leases
     GET  /v1/register/rows?after=SEQ&limit=N    holds by their last change; ask from the last seq
 
 Money is in micro-dollars. All of them may be repeated. Refusals are those of ``refusals``.
@@ -180,12 +182,24 @@ class Admin:
     def _state(self, _body: bytes, query: str) -> Callable[[Book], Any]:
         after, limit = _page(query)
         pool, hub = self._settings.pool, self._settings.hub.name
-        return lambda book: {
-            "pool": pool,
-            "epoch": book.epoch(hub),
-            "totals": book.totals(),
-            "leases": [_told(each) for each in book.standings(after=after, limit=limit)],
-        }
+        values = parse_qs(query, keep_blank_values=True)
+        counted, behind = values.get("totals") != ["0"], values.get("revoked_after")
+
+        def work(book: Book) -> dict[str, Any]:
+            found = {
+                "pool": pool,
+                "epoch": book.epoch(hub),
+                "totals": book.totals() if counted else None,
+            }
+            if behind:
+                return found | {
+                    "leases": [],
+                    "revoked": book.revoked(after=behind[-1], limit=limit),
+                }
+            standings = book.standings(after=after, limit=limit)
+            return found | {"leases": [_told(each) for each in standings]}
+
+        return work
 
     def _rows(self, _body: bytes, query: str) -> Callable[[Book], Any]:
         after, limit = _page(query)

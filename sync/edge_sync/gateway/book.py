@@ -5,7 +5,8 @@ Runs inside a transaction that somebody else begins and commits. Guarantees, aft
 - redeemed + held <= amount, for each lease, checked here and again by the table;
 - a sealed or fenced lease takes no new hold, and neither is ever undone;
 - a hold is released only where the caller knows that nothing was sent, never once it is unclear;
-- one key is one bill: a second request with it gets the first answer or the first one's state.
+- one key is one bill: a second request with it gets the first answer or the first one's state;
+- a register that no hub has told its epoch, as one that was lost, takes no hold.
 
 A step that raises ``Refused`` has written nothing. Reads no clock. A lease's signature was checked
 before.
@@ -39,7 +40,8 @@ class Book:
 
         Raises:
             Refused: ``revoked``, ``conflict``, ``in_progress``, ``unclear``, ``answered``,
-                ``expired_lease``, ``fenced``, ``sealed``, ``bad_lease``, ``exhausted``.
+                ``expired_lease``, ``unavailable``, ``fenced``, ``sealed``, ``bad_lease`` or
+                ``exhausted``.
 
         """
         self._admit(ask.lease)
@@ -199,11 +201,8 @@ class Book:
         given = self._one("SELECT coalesce(sum(amount), 0) FROM adjustments WHERE hold_id = ?",
                           hold_id)  # fmt: skip
         if state != "settled" or not 0 < amount_microusd <= (actual or 0) - given:
-            raise _no(
-                "conflict",
-                f"Hold {hold_id} is {state} at {actual} micro-dollars, of which {given} were given "
-                f"back: {amount_microusd} cannot be.",
-            )
+            less = f"of which {given} were given back: {amount_microusd} cannot be"
+            raise _no("conflict", f"Hold {hold_id} is {state} at {actual} micro-dollars, {less}.")
         self._run(
             "INSERT INTO adjustments VALUES (?, ?, ?, ?, ?)",
             (adjustment_id, hold_id, amount_microusd, reason, now),
@@ -221,14 +220,19 @@ class Book:
     def standing(self, lease_id: str) -> Standing | None:
         """Return how a lease stands; ``None`` where it was never seen."""
         found = self._run(f"{_STANDING} FROM leases WHERE lease_id = ?", (lease_id,)).fetchone()
-        return None if found is None else _standing(found)
+        return None if found is None else Standing.of(found)
 
     def standings(self, *, after: str, limit: int) -> list[Standing]:
         """Return leases in the order of their ids, behind one of them."""
         rows = self._run(
             f"{_STANDING} FROM leases WHERE lease_id > ? ORDER BY lease_id LIMIT ?", (after, limit)
         )
-        return [_standing(row) for row in rows]
+        return [Standing.of(row) for row in rows]
+
+    def revoked(self, *, after: str, limit: int) -> list[str]:
+        """Return devices that are refused in the order of their ids, behind one of them."""
+        sql = "SELECT device_id FROM revoked WHERE device_id > ? ORDER BY device_id LIMIT ?"
+        return [row[0] for row in self._run(sql, (after, limit))]
 
     def totals(self) -> dict[str, int]:
         """Return money in micro-dollars and counts over the whole register."""
@@ -309,15 +313,20 @@ class Book:
                 "answered",
                 f"The request was answered for {actual} micro-dollars; its answer is not kept.",
                 hint="Use a new key to ask, and pay, again.",
+                cost_microusd=actual,
             )
-        return Answer(*found)
+        status, kind, body = found
+        return Answer(status, kind, body, actual)
 
     def _check_epoch(self, ask: Ask) -> bool:
         """Say whether the lease raises the epoch; one of an older epoch is refused."""
         known = self.epoch(ask.hub)
-        if known is not None and ask.lease.epoch < known:
+        if known is None:  # maybe it was lost, and with it what the lease has paid for
+            hint = "The hub says why: `edge-hub gateways list`."
+            raise Refused("unavailable", "No hub has told its epoch.", hint=hint, retry_after_s=2)
+        if ask.lease.epoch < known:
             raise _no("fenced", f"The lease is of epoch {ask.lease.epoch}; it is {known} now.")
-        return known is None or ask.lease.epoch > known
+        return ask.lease.epoch > known
 
     def _check_lease(self, ask: Ask) -> bool:
         """Check that the lease can bear the hold; say whether it is new here."""
@@ -384,11 +393,6 @@ class Book:
 
     def _one(self, sql: str, *values: Any) -> int:
         return int(self._run(sql, values).fetchone()[0])
-
-
-def _standing(row: Any) -> Standing:
-    names = Standing.__slots__
-    return Standing(**{**dict(zip(names, row, strict=True)), "sealed": bool(row[-1])})
 
 
 def _no(code: str, message: str) -> Refused:

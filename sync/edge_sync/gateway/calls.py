@@ -29,13 +29,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge.errors import InputError, SignatureInvalid
 from edge_sync.gateway.refusals import Refused
-from edge_sync.keys import device_id
+from edge_sync.keys import call_payload, device_id
 from edge_sync.money.lease import Lease
+from edge_sync.wire import (
+    DEADLINE_HEADER,
+    DEVICE_HEADER,
+    KEY_HEADER,
+    LEASE_HEADER,
+    SIGNATURE_HEADER,
+)
 
-DEVICE_HEADER, KEY_HEADER, LEASE_HEADER = "Edge-Device", "Edge-Key", "Edge-Lease"
-SIGNATURE_HEADER, IDEMPOTENCY_HEADER = "Edge-Signature", "Idempotency-Key"
-DEADLINE_HEADER = "Edge-Deadline"
-CALL_CONTEXT = b"edge-call-1\n"
+__all__ = ["DEADLINE_HEADER", "IDEMPOTENCY_HEADER", "Call", "Doorkeeper", "call_payload", "hold_id"]
+
+IDEMPOTENCY_HEADER = "Idempotency-Key"
 _WANTED = frozenset(
     name.lower().encode()
     for name in (DEVICE_HEADER, KEY_HEADER, LEASE_HEADER, SIGNATURE_HEADER, IDEMPOTENCY_HEADER,
@@ -61,12 +67,6 @@ class Call:
     hold_id: str
     request_hash: str
     within_s: float | None
-
-
-def call_payload(body: bytes, *, lease_id: str, idempotency_key: str) -> bytes:
-    """Return what a device signs for a request, its body as it is sent."""
-    text = (lease_id + idempotency_key).encode()
-    return CALL_CONTEXT + hashlib.sha256(body).digest() + text
 
 
 def hold_id(device: str, idempotency_key: str) -> str:

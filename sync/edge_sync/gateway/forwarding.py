@@ -26,7 +26,7 @@ from edge.errors import StoreError
 from edge_sync.gateway import messages
 from edge_sync.gateway.book import Book
 from edge_sync.gateway.bounds import Bounded, bound
-from edge_sync.gateway.calls import DEADLINE_HEADER, Call, Doorkeeper
+from edge_sync.gateway.calls import DEADLINE_HEADER, IDEMPOTENCY_HEADER, Call, Doorkeeper
 from edge_sync.gateway.client import Cut, Response, Unsent
 from edge_sync.gateway.config import Settings
 from edge_sync.gateway.messages import Receive, Scope, Send
@@ -38,7 +38,7 @@ from edge_sync.gateway.upstreams import Pool, Upstream
 from edge_sync.gateway.usage import Events, NoEvents, Usage, read_object, read_usage
 
 EVENTS = "text/event-stream"
-COST_HEADER, FLAG_HEADER, AGAIN_HEADER = b"edge-cost-microusd", b"edge-flag", b"edge-again"
+FLAG_HEADER, AGAIN_HEADER = b"edge-flag", b"edge-again"
 _OK, _TOO_MANY, _UNAVAILABLE = 200, 429, 503
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
 _REFUSAL_BYTES = 65_536
@@ -104,7 +104,8 @@ class Forwarder:
         )
         before = await self.turns.write(lambda book: book.hold(ask))
         if before is not None:
-            headers = [(AGAIN_HEADER, b"1")]
+            told = str(before.cost_microusd).encode()
+            headers = [(AGAIN_HEADER, b"1"), (messages.COST_HEADER, told)]
             return await messages.answer(
                 send, before.status, before.body, kind=before.kind, headers=headers
             )
@@ -191,7 +192,10 @@ class _Exchange:
         fields = {**self.request.fields, "model": upstream.settings.model}
         self.asked_at = asyncio.get_running_loop().time()
         left_s = self.deadline - self.asked_at
-        headers = f"{upstream.key_header}{DEADLINE_HEADER}: {left_s:.3f}\r\n"
+        headers = (
+            f"{upstream.key_header}{DEADLINE_HEADER}: {left_s:.3f}\r\n"
+            f"{IDEMPOTENCY_HEADER}: {self.call.hold_id}\r\n"  # so that a bill can be told to a hold
+        )
         try:
             body = json.dumps(fields).encode()
             return await upstream.client.post(self.path, body, headers=headers)
@@ -297,7 +301,7 @@ class _Exchange:
             self.gateway.tell(
                 "provider.bills_more", level="error", hold=hold_id, excess=settled.excess_microusd
             )
-        headers = [(COST_HEADER, str(settled.actual_microusd).encode())]
+        headers = [(messages.COST_HEADER, str(settled.actual_microusd).encode())]
         return [*headers, (FLAG_HEADER, settled.flag.encode())] if settled.flag else headers
 
     async def _nobody(self, *, sent: bool) -> None:

@@ -18,6 +18,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 BODY_WAIT_S = 30.0
+COST_HEADER = b"edge-cost-microusd"
 JSON = "application/json"
 
 
@@ -106,4 +107,6 @@ async def refuse(send: Send, refused: Refused) -> int:
     """Answer with a refusal, and return the status."""
     later = refused.retry_after_s
     headers = [] if later is None else [(b"retry-after", str(later).encode())]
+    if refused.cost_microusd is not None:
+        headers.append((COST_HEADER, str(refused.cost_microusd).encode()))
     return await answer(send, refused.status, refused.body(), headers=headers)

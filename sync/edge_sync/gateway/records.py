@@ -5,8 +5,9 @@ Money in micro-dollars, times in seconds since the epoch. Knows no rule but the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from edge_sync.money.lease import Lease
 
@@ -72,11 +73,20 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A stored answer: HTTP status, content type, and the body as it was sent."""
+    """A stored answer.
+
+    Attributes:
+        status: of HTTP.
+        kind: content type.
+        body: as it was sent.
+        cost_microusd: what it was settled at; ``None`` before it is stored.
+
+    """
 
     status: int
     kind: str
     body: bytes
+    cost_microusd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,11 @@ class Standing:
     redeemed_microusd: int
     open: int
     sealed: bool
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Return what a row of the table says, its columns in the order of the fields."""
+        return cls(*row[:-1], sealed=bool(row[-1]))
 
     @property
     def used_microusd(self) -> int:

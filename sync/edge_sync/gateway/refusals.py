@@ -43,6 +43,7 @@ class Refused(EdgeError):  # noqa: N818 - the root of the tree names its leaves 
         code: one of ``STATUSES``.
         retry_after_s: when to come back; ``None`` where coming back does not help.
         status: of HTTP, where it is not the code's own.
+        cost_microusd: what the request was billed before; ``None`` where it was not.
 
     """
 
@@ -54,11 +55,13 @@ class Refused(EdgeError):  # noqa: N818 - the root of the tree names its leaves 
         hint: str,
         retry_after_s: int | None = None,
         status: int | None = None,
+        cost_microusd: int | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.retry_after_s = retry_after_s
         self.status = STATUSES[code] if status is None else status
+        self.cost_microusd = cost_microusd
 
     def body(self) -> bytes:
         """Return what is sent."""

@@ -20,6 +20,8 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from edge.errors import ConfigError, StoreError
 from edge_sync.hub import audit
+from edge_sync.hub.budget import leasekey
+from edge_sync.hub.budget.terms import MoneyTerms
 from edge_sync.keys import write_private
 from edge_sync.store.database import Store
 from edge_sync.store.migration import migrate, require_current
@@ -32,6 +34,16 @@ Clock = Callable[[], float]
 CONFIG = "hub.yaml"
 TOKEN_KEY = "token.key"  # noqa: S105 - the name of a file
 _SECRET_BYTES = 32
+_FIRST = {"generation": 1, "receipt": 0, "watermark": 0, "serial": 0, "revision": 0, "epoch": 1,
+          "granted": 0}  # fmt: skip
+
+
+class AlertSettings(BaseModel):
+    """Where alerts of budgets are sent: an address that takes JSON by POST; empty for none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    webhook: str = Field(default="", pattern=r"^(https?://\S+)?$", max_length=2_000)
 
 
 class Settings(BaseModel):
@@ -44,6 +56,7 @@ class Settings(BaseModel):
         keys: folder of the signing keys; relative to the hub's folder where it is not absolute.
         models: folder of the model files, likewise.
         sync_every_s: how often devices sync where nothing happens, 1 to 86400.
+        alerts: where alerts of budgets go.
 
     """
 
@@ -55,6 +68,8 @@ class Settings(BaseModel):
     keys: str = "keys"
     models: str = "models"
     sync_every_s: float = Field(default=300.0, ge=1, le=86_400)
+    money: MoneyTerms = MoneyTerms()
+    alerts: AlertSettings = AlertSettings()
 
 
 @dataclass(frozen=True)
@@ -137,9 +152,9 @@ class Hub:
         repository = Repository.create(keys, now=clock())
         secret = secrets.token_bytes(_SECRET_BYTES)
         write_private(keys / TOKEN_KEY, secret)
+        started = _FIRST | {leasekey.FACT: leasekey.make(keys).key_id}
 
         def work(connection: Connection) -> None:
-            started = {"generation": 1, "receipt": 0, "watermark": 0, "serial": 0, "revision": 0}
             connection.execute(
                 insert(facts), [{"name": name, "value": str(at)} for name, at in started.items()]
             )

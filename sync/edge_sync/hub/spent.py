@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Double, case, cast, func, select
 from edge.errors import ConfigError
 from edge.store.ledger import period_bounds
 from edge.task import Budget
+from edge_sync.hub.budget.amounts import dollars
 from edge_sync.store.schema import devices, ledger_rows
 
 _OPEN = ("reserved", "sent", "unclear")
 _NAMED = 3
-_MICRO = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,6 @@ def _too_low(budget: Budget, above: list[Spender], now: float) -> ConfigError:
         f"{len(above)} device{'s have' if len(above) > 1 else ' has'} spent{since}: {named}{more}.",
         hint=f"Set it to {dollars(above[0].microusd)} or more{wait}.",
     )
-
-
-def dollars(microusd: int) -> str:
-    """Return an amount with cents, and with more digits where it has them."""
-    whole = f"{microusd / _MICRO:.6f}".rstrip("0")
-    places = len(whole.partition(".")[2])
-    return f"${whole}{'0' * max(0, 2 - places)}"
 
 
 def _day(at: float) -> str:

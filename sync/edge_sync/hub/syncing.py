@@ -3,7 +3,7 @@
 Guarantees: a request is taken whole or not at all; the same request again changes nothing and gets
 the same answer; counts are added once; of two states of a ledger row the later one stays, in
 whatever order they arrive; a copied or reset device is noticed by its nonce. The signature was
-checked before. Signs nothing and knows nothing of HTTP.
+checked before. What may be spent, ``budget.granting`` decides. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
 
 from edge_sync.hub import audit
+from edge_sync.hub.budget.granting import Granting
+from edge_sync.hub.budget.uses import Synced
 from edge_sync.hub.home import raise_fact, read_fact
 from edge_sync.hub.refusals import Refused
 from edge_sync.hub.reports import put_health, put_rows
@@ -28,8 +30,8 @@ REMEMBERED = 64
 """At least so many of a device's last requests are known again."""
 CLOCK_ALARM_S = 86_400.0
 _PRUNING = "0"
-_COLUMNS = ("id", "name", "status", "incarnation", "nonce", "clock_skew_s", "revision",
-            "revision_since", "refused", "last_seen_at")  # fmt: skip
+_COLUMNS = ("id", "name", "group_name", "status", "incarnation", "nonce", "clock_skew_s",
+            "revision", "revision_since", "refused", "last_seen_at")  # fmt: skip
 _CHANGED = ("id", "status", "nonce", "last_seen_at", "clock_skew_s", "runtime", "pack",
             "revision", "revision_since", "serial", "refused", "models", "waiting",
             "enrolled_with")  # fmt: skip
@@ -53,6 +55,8 @@ class Taken:
         watermark: receipts up to here are in a completed backup.
         quarantined: whether there are two of this device.
         again: whether the same request had been taken before.
+        leases: all that it may spend from now on, signed.
+        granted: see ``budget.granting.Spendable``.
 
     """
 
@@ -61,6 +65,8 @@ class Taken:
     watermark: int
     quarantined: bool
     again: bool = False
+    leases: tuple[str, ...] = ()
+    granted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Standing:
 
     id: str
     name: str
+    group: str
     status: str
     incarnation: int
     nonce: str
@@ -89,7 +96,11 @@ def make_nonce() -> str:
 
 
 def take(
-    connection: Connection, arrivals: list[Arrival], *, nonces: Nonces = make_nonce
+    connection: Connection,
+    arrivals: list[Arrival],
+    *,
+    nonces: Nonces = make_nonce,
+    granting: Granting | None = None,
 ) -> list[Taken | Refused]:
     """Take requests; one result for each, in order.
 
@@ -97,11 +108,12 @@ def take(
         connection: inside a write.
         arrivals: in the order they came; two of the same device are taken one after the other.
         nonces: gives a new one.
+        granting: grants leases; without it there are none.
 
     """
     results: dict[int, Taken | Refused] = {}
     for numbers in _rounds(arrivals):
-        taken = _take_round(connection, [arrivals[at] for at in numbers], nonces)
+        taken = _take_round(connection, [arrivals[at] for at in numbers], nonces, granting)
         results.update(zip(numbers, taken, strict=True))
     return [results[at] for at in range(len(arrivals))]
 
@@ -120,7 +132,10 @@ def _rounds(arrivals: Sequence[Arrival]) -> list[list[int]]:
 
 
 def _take_round(
-    connection: Connection, arrivals: Sequence[Arrival], nonces: Nonces
+    connection: Connection,
+    arrivals: Sequence[Arrival],
+    nonces: Nonces,
+    granting: Granting | None,
 ) -> list[Taken | Refused]:
     standings = _standings(connection, arrivals)
     earlier = _earlier(connection, arrivals)
@@ -138,7 +153,39 @@ def _take_round(
         if standing is not None and isinstance(result, Taken) and not result.again:
             accepted.append((arrival, standing, result))
     _keep(connection, accepted)
-    return results
+    if granting is None:
+        return results
+    return _with_leases(connection, arrivals, standings, results, granting)
+
+
+def _with_leases(
+    connection: Connection,
+    arrivals: Sequence[Arrival],
+    standings: Mapping[str, Standing],
+    results: Sequence[Taken | Refused],
+    granting: Granting,
+) -> list[Taken | Refused]:
+    """Add to each answer what its device may spend."""
+    asking = [
+        Synced(
+            arrival.request,
+            standings[arrival.request.device_id].group,
+            good=not taken.quarantined,
+            again=taken.again,
+        )
+        for arrival, taken in zip(arrivals, results, strict=True)
+        if isinstance(taken, Taken)
+    ]
+    now = max(arrival.at for arrival in arrivals)
+    spendable = iter(granting.answer(connection, asking, now=now))
+    found: list[Taken | Refused] = []
+    for taken in results:
+        if isinstance(taken, Taken):
+            may = next(spendable)
+            found.append(replace(taken, leases=may.leases, granted=may.granted))
+        else:
+            found.append(taken)
+    return found
 
 
 def answer(
@@ -177,7 +224,9 @@ def answer(
             what="sync.replayed",
             about=request.device_id,
         )
-    forked = request.nonce != standing.nonce or request.incarnation != standing.incarnation
+    # Without a nonce the database was set back, and cannot know the one that the device has.
+    other = standing.nonce not in {"", request.nonce}
+    forked = other or request.incarnation != standing.incarnation
     return Taken(nonces(), receipt, watermark, quarantined or forked)
 
 

@@ -2,15 +2,16 @@
 
 A cap covers what is spent within its scope: one level of the tree fleet, group, device, and there
 one task or one pool where it names them. A right to spend must fit every cap that covers it, and
-no cap means no money. Which task a call is for, the device says; so a cap of a task is as honest as
-the device is, while those of fleet, group, device and pool are not up to it. Knows no balances.
+no cap means no money. A right for any task fits no cap of one task: where there is one, each task
+needs a right of its own. Which task a call is for, the device says; so a cap of a task is as honest
+as the device is, while those of fleet, group, device and pool are not up to it. Knows no balances.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from edge.errors import BudgetExceeded, ConfigError, InputError
@@ -102,6 +103,11 @@ class Scope:
             and self.pool in {"", purpose.pool_id}
             and self.task in {"", purpose.task}
         )
+
+    def splits(self, purpose: Purpose) -> bool:
+        """Return whether a part of what is spent for a purpose counts here: that on one task."""
+        whole = replace(self, task="")
+        return bool(self.task) and not purpose.task and whole.covers(purpose)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,18 @@
 """What devices ask for: to join, to sync, and for the policy.
 
 Plain ASGI, one method a path. Guarantees: who asks has proved who it is before anything is read of
-what it says; a request is answered after its write is committed, or refused whole. A replica that
-is behind another never offers something older than the device holds.
+what it says; a request is answered after its write is committed, or refused whole; an answer to a
+sync is signed, and what it grants was noted outside of the database. A replica that is behind
+another never offers something older than the device holds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,6 +20,7 @@ from sqlalchemy import Connection
 
 from edge.errors import SignatureInvalid
 from edge_sync import keys
+from edge_sync.hub.budget.granting import Granting
 from edge_sync.hub.devices import check_enrolment, enrolling
 from edge_sync.hub.home import Hub
 from edge_sync.hub.refusals import Refused
@@ -36,12 +40,13 @@ from edge_sync.server.messages import (
     unpack,
 )
 from edge_sync.server.metrics import Metrics
-from edge_sync.server.queueing import Bridge, Places
-from edge_sync.wire import EnrolReply, EnrolRequest, Have, SyncReply, SyncRequest
+from edge_sync.server.queueing import Bridge, Grants, Places
+from edge_sync.wire import REPLY_HEADER, EnrolReply, EnrolRequest, Have, SyncReply, SyncRequest
 
 MAX_WAIT_S = 300.0
 _ID_DIGITS = 32
 _BEARER = "Bearer "
+_REPLY = REPLY_HEADER.lower().encode()
 
 
 class Devices:
@@ -60,6 +65,8 @@ class Devices:
         self.metrics = metrics
         self.places = Places(metrics.shed.inc)
         self.bridge = Bridge(hub.store)
+        self.grants = Grants(hub.keys)
+        self._take = partial(take, granting=Granting(hub))
 
     async def enrol(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Let a device join; see ``wire.EnrolRequest``."""
@@ -84,11 +91,13 @@ class Devices:
             request = read_message(SyncRequest, plain, about=scope["device"])
             _check(request, scope["device"])
             arrival = Arrival(request, self.hub.clock())
-            taken: Taken = await self.bridge.write(take, arrival)
+            taken: Taken = await self.bridge.write(self._take, arrival)
             if not taken.again:
                 self.metrics.rows.inc(len(request.rows))
+            await self.grants.note(taken.granted)
             reply = await self._reply(self.current.view, known, request, taken)
-        await send_json(send, 200, reply)
+        signed = self.current.signer.sign_reply(request.request_id, reply)
+        await send_json(send, 200, reply, [(_REPLY, signed.encode())])
         return 200
 
     async def policy(self, scope: Scope, receive: Receive, send: Send) -> int:
@@ -99,7 +108,8 @@ class Devices:
         wait_s, root = _asked(query) if query else (0.0, 0)
         held = header(scope, b"if-none-match")
         view = self.current.view
-        if wait_s > 0 and not self.current.ended and not _news(view, device_id, known, held):
+        offers = view.serial(device_id, known.group) and _news(view, device_id, known, held)
+        if wait_s > 0 and not self.current.ended and not offers:
             await receive()
             await self._wait(device_id, known, held, wait_s, receive)
             view = self.current.view
@@ -176,6 +186,7 @@ class Devices:
             watermark=taken.watermark,
             time=self.current.signer.sign_time(request.request_id, now=now),
             quarantined=taken.quarantined,
+            leases=[json.loads(lease) for lease in taken.leases],
             next_sync_s=self.hub.settings.sync_every_s,
         )
         body = reply.model_dump_json(exclude={"bundle"}).encode()

@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from sqlalchemy import func, select
 
 from edge_sync.hub.home import Hub, read_fact
+from edge_sync.server.money_metrics import MoneyMetrics
 from edge_sync.store.schema import devices, rollouts
 
 ONLINE_S = 900.0
@@ -63,6 +64,7 @@ class Metrics:
         self.rollouts = Gauge(
             "edge_hub_rollouts", "Rollouts by state.", ["state"], registry=self.registry
         )
+        self._money = MoneyMetrics(self.registry)
 
     def text(self) -> bytes:
         """Return all values in Prometheus' text format; blocks on the database.
@@ -86,5 +88,6 @@ class Metrics:
             self.online.set(connection.execute(online).scalar_one())
             self.generation.set(read_fact(connection, "generation") or 0)
             found = {str(state): int(count) for state, count in connection.execute(by_state)}
+            self._money.read(connection, now=self._hub.clock())
         for state in STATES:
             self.rollouts.labels(state).set(found.get(state, 0))

@@ -2,7 +2,7 @@
 
 At most ``PARALLEL`` requests are worked on at once, so that a storm of them neither delays those
 that have their answer ready nor fills the memory with half-done work; the others wait in the order
-they came, up to a bound on their number and bytes.
+they came, up to a bound on their number and bytes. Leases leave once their number is noted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+from edge_sync.hub.budget import outside
 from edge_sync.hub.refusals import Refused
 from edge_sync.store.database import Store
 from edge_sync.store.writing import Handler
@@ -114,3 +116,31 @@ class Bridge:
                 future.set_result(result)
             else:
                 future.set_exception(error)
+
+
+class Grants:
+    """Notes outside of the database how many leases were granted, once for many that wait.
+
+    Args:
+        keys: the hub's keys folder.
+
+    """
+
+    def __init__(self, keys: Path) -> None:
+        self._keys = keys
+        self._noted = 0
+        self._lock = asyncio.Lock()
+
+    async def note(self, granted: int) -> None:
+        """Return once at least so many are noted, durably.
+
+        Raises:
+            EdgeError: they are not; no lease of theirs may leave.
+
+        """
+        if granted <= self._noted:
+            return
+        async with self._lock:
+            if granted > self._noted:
+                await asyncio.to_thread(outside.raise_granted, self._keys, granted)
+                self._noted = granted

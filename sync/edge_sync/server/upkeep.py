@@ -1,7 +1,7 @@
-"""What must happen though nobody asks: signatures renewed before they expire, rollouts driven.
+"""What must happen though nobody asks: signatures renewed, rollouts driven, gateways asked.
 
-One thread. Any replica may do it at any time: each step is one write that first looks whether it is
-still to be done.
+Two threads, as a gateway may keep one waiting. Any replica may do it at any time: each step first
+looks whether it is still to be done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 
 from edge_sync.hub import rollouts
 from edge_sync.hub.assigning import assign_again
+from edge_sync.hub.budget import rounds, telling, webhook
 from edge_sync.hub.home import Hub, raise_fact
 from edge_sync.server.logs import Log
 from edge_sync.store.schema import assignments, groups
@@ -22,33 +23,54 @@ RENEW_EVERY_S = 60.0
 
 
 class Upkeep:
-    """The thread, from ``start`` to ``stop``."""
+    """The threads, from ``start`` to ``stop``."""
 
     def __init__(self, hub: Hub, log: Log) -> None:
         self._hub = hub
         self._log = log
+        self._alerts = telling.Alerts(hub, webhook.post, log.event)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="edge-hub-upkeep", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name="edge-hub-upkeep", daemon=True),
+            threading.Thread(target=self._go_round, name="edge-hub-money", daemon=True),
+        ]
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """End before the next step."""
         self._stop.set()
 
     def _run(self) -> None:
-        rounds = 0
+        rounds_made = 0
         while not self._stop.wait(EVERY_S):
             try:
-                if rounds % int(RENEW_EVERY_S / EVERY_S) == 0 and renew(self._hub):
+                if rounds_made % int(RENEW_EVERY_S / EVERY_S) == 0 and renew(self._hub):
                     self._log.event("metadata.renewed")
                 rollouts.step(self._hub)
+                self._alerts.step()
             except Exception as error:  # noqa: BLE001 - the next round may go well
                 reason = f"{type(error).__name__}: {error}"
                 self._log.event("upkeep.failed", level="error", reason=reason)
-            rounds += 1
+            rounds_made += 1
+
+    def _go_round(self) -> None:
+        """Ask the gateways, again and again."""
+        money = rounds.Rounds(self._hub, self._log.event)
+        try:
+            while not self._stop.is_set():
+                try:
+                    money.step()
+                except Exception as error:  # noqa: BLE001 - the next round may go well
+                    if not self._stop.is_set():
+                        reason = f"{type(error).__name__}: {error}"
+                        self._log.event("money.failed", level="error", reason=reason)
+                self._stop.wait(rounds.EVERY_S)
+        finally:
+            money.close()
 
 
 def renew(hub: Hub) -> bool:

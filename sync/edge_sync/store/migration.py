@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from edge.errors import StoreError
 from edge_sync.store.database import Store
 
-VERSIONS = ("0001",)
+VERSIONS = ("0001", "0002")
 """All migrations that were ever shipped, in order; a test compares them with the files."""
 _FOLDER = Path(__file__).with_name("migrations")
 

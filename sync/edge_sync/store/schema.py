@@ -184,6 +184,93 @@ rollouts = Table(
     Column("ended_at", Double),
 )
 
+budgets = Table(
+    "budgets",  # caps in force
+    tables,
+    Column("scope", String(200), primary_key=True),  # see edge_sync.money.caps
+    Column("kind", String(8), primary_key=True),  # hour | day | month | total
+    Column("amount_microusd", _Number, nullable=False),
+    Column("set_by", String(64), nullable=False),
+    Column("set_at", Double, nullable=False),
+)
+
+pots = Table(
+    "pots",  # a cap within one period: free + open + settled = cap
+    tables,
+    Column("scope", String(200), primary_key=True),
+    Column("period", String(24), primary_key=True),
+    Column("cap_microusd", _Number, nullable=False),
+    Column("free_microusd", _Number, nullable=False),  # below 0 after a cut
+    Column("open_microusd", _Number, nullable=False),
+    Column("settled_microusd", _Number, nullable=False),
+    Column("alerted", Integer, nullable=False),  # the highest share told of, in percent
+)
+
+leases = Table(
+    "leases",  # rights to spend
+    tables,
+    Column("lease_id", String(32), primary_key=True),
+    Column("device_id", String(32), nullable=False),  # may be one that a backup does not know
+    Column("group_name", String(64), nullable=False),  # whose money it is, also after a move
+    Column("pool_id", String(64), nullable=False),
+    Column("task", String(64), nullable=False),  # empty: any
+    Column("period", String(24), nullable=False),
+    Column("epoch", _Number, nullable=False),
+    Column("amount_microusd", _Number, nullable=False),
+    Column("state", String(8), nullable=False),  # open | closing | sealed
+    Column("used_microusd", _Number, nullable=False),  # once sealed
+    Column("seen_microusd", _Number, nullable=False),  # redeemed and held, when last heard of
+    Column("told_microusd", _Number, nullable=False),  # used, as the device says
+    Column("granted_at", Double, nullable=False),
+    Column("not_after", Double, nullable=False),
+    Column("why_closed", String(40), nullable=False),  # empty while open
+    Column("text", Text, nullable=False),  # as signed; empty where rebuilt from a gateway
+    Index("leases_by_device", "device_id", "state"),
+    Index("leases_by_state", "state", "pool_id"),
+    Index("leases_by_period", "period"),
+)
+
+wants = Table(
+    "wants",  # what devices asked for last
+    tables,
+    Column("device_id", String(32), ForeignKey("devices.id"), primary_key=True),
+    Column("pool_id", String(64), primary_key=True),
+    Column("task", String(64), primary_key=True),  # empty: any
+    Column("demand_microusd", _Number, nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+gateways = Table(
+    "gateways",  # where money is counted, by pool
+    tables,
+    Column("pool_id", String(64), primary_key=True),
+    Column("url", Text, nullable=False),  # empty where grade is escrow
+    Column("grade", String(8), nullable=False),  # gateway | escrow
+    Column("epoch", _Number, nullable=False),  # that it confirmed
+    Column("rows_after", _Number, nullable=False),  # read so far
+    Column("totals", Text, nullable=False),  # JSON, as it told last
+    Column("seen_at", Double),  # of its last answer
+    Column("error", Text, nullable=False),  # of the last attempt; empty: none
+    Column("added_by", String(64), nullable=False),
+    Column("added_at", Double, nullable=False),
+)
+
+redemptions = Table(
+    "redemptions",  # the gateways' own rows
+    tables,
+    Column("hold_id", String(32), primary_key=True),
+    Column("pool_id", String(64), nullable=False),
+    Column("lease_id", String(32), nullable=False),
+    Column("device_id", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("held_microusd", _Number, nullable=False),
+    Column("cost_microusd", _Number, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("seq", _Number, nullable=False),  # of the gateway
+    Index("redemptions_by_lease", "lease_id"),
+    Index("redemptions_by_time", "at"),
+)
+
 tokens = Table(
     "tokens",  # of admins, by digest
     tables,

@@ -95,15 +95,34 @@ def verify_time(root: Root, attested: Attested, *, request_id: str) -> float:
         raise SignatureInvalid("The hub's time was signed for another request.", hint=_HINT)
     if not 0 <= attested.time_ms < MAX_INT:
         raise SignatureInvalid("The hub's time is no time.", hint=_HINT)
-    key = root.keys.get(attested.keyid)
-    if key is None or attested.keyid not in root.roles["timestamp"].keyids:
-        raise SignatureInvalid("The hub's time is not signed by a timestamp key.", hint=_HINT)
-    try:
-        signature = Signature(attested.keyid, attested.signature)
-        key.verify_signature(signature, time_payload(request_id, attested.time_ms))
-    except (SecuresystemslibError, ValueError, TypeError) as error:
-        raise SignatureInvalid("The signature of the hub's time is wrong.", hint=_HINT) from error
+    payload = time_payload(request_id, attested.time_ms)
+    verify_now(root, payload, keyid=attested.keyid, signature=attested.signature, what="time")
     return attested.time_ms / 1_000
+
+
+def verify_now(root: Root, payload: bytes, *, keyid: str, signature: str, what: str) -> None:
+    """Check what the hub signed just now, for one request.
+
+    Args:
+        root: trusted; its timestamp keys may sign such things.
+        payload: the bytes that were signed.
+        keyid: of the key.
+        signature: in hex.
+        what: it is, for messages.
+
+    Raises:
+        SignatureInvalid: no timestamp key signed it.
+
+    """
+    key = root.keys.get(keyid)
+    if key is None or keyid not in root.roles["timestamp"].keyids:
+        raise SignatureInvalid(f"The hub's {what} is not signed by a timestamp key.", hint=_HINT)
+    try:
+        key.verify_signature(Signature(keyid, signature), payload)
+    except (SecuresystemslibError, ValueError, TypeError) as error:
+        raise SignatureInvalid(
+            f"The signature of the hub's {what} is wrong.", hint=_HINT
+        ) from error
 
 
 _HINT = "Sync again; if it stays, ask the fleet admin whether somebody stands between."

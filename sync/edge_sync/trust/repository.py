@@ -37,6 +37,7 @@ from edge_sync.trust.metadata import (
     verified,
     verify,
 )
+from edge_sync.trust.reply import reply_payload
 from edge_sync.trust.signing import (
     SignedFile,
     Terms,
@@ -269,6 +270,11 @@ class Repository:
             keyid=signature.keyid,
             signature=signature.signature,
         )
+
+    def sign_reply(self, request_id: str, body: bytes) -> str:
+        """Return the header that vouches for an answer, see ``wire.REPLY_HEADER``."""
+        signature = self.signers("timestamp")[0].sign(reply_payload(request_id, body))
+        return f"{signature.keyid}:{signature.signature}"
 
     def keys(self, role: str) -> tuple[list[str], int]:
         """Return the ids of the keys that may sign for a role, and how many must."""

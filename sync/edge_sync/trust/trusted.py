@@ -17,6 +17,7 @@ from edge_sync.trust import clock, metadata
 from edge_sync.trust.assignment import Assignment, ModelTarget, policy_path, read_assignment
 from edge_sync.trust.chain import Chain
 from edge_sync.trust.metadata import Part, Targets
+from edge_sync.trust.reply import verify_reply
 from edge_sync.wire import Attested, Bundle, Have
 
 MIN_FINGERPRINT = 32
@@ -170,6 +171,25 @@ class Trusted:
         """
         root = chains.advance(self.chain, roots).root.signed
         return clock.verify_time(root, attested, request_id=request_id)
+
+    def verify_reply(
+        self, header: str, *, request_id: str, body: bytes, roots: Sequence[str] = ()
+    ) -> None:
+        """Check the signature of a whole answer.
+
+        Args:
+            header: see ``wire.REPLY_HEADER``.
+            request_id: of the request that it answers.
+            body: as it came.
+            roots: see ``time``.
+
+        Raises:
+            SignatureInvalid: the answer was forged, changed or is to another request.
+            VersionRollback, HubDistrusted: the roots do not follow.
+
+        """
+        root = chains.advance(self.chain, roots).root.signed
+        verify_reply(root, header, request_id=request_id, body=body)
 
     def advance(self, roots: Sequence[str]) -> Trusted:
         """Return the trust after newer roots alone, each signed by the one before and by itself.

@@ -8,7 +8,9 @@ from typing import Any
 
 from edge.errors import ConfigError, InputError
 from edge_sync.hub import fleet, policies, rollouts
+from edge_sync.hub.budget import amounts, caps
 from edge_sync.hub.home import Hub
+from edge_sync.money.periods import KINDS, Kind
 from edge_sync.rollout.waves import parse_waves
 
 
@@ -44,11 +46,31 @@ def _revoke(hub: Hub, who: str, path: Mapping[str, Any], _form: Mapping[str, str
     return f"/devices/{device.id}"
 
 
+def _set_cap(hub: Hub, who: str, _path: Mapping[str, Any], form: Mapping[str, str]) -> str:
+    amount = amounts.microusd(form.get("amount", ""))
+    caps.set_cap(hub, form.get("scope", "").strip(), _kind(form), amount, who=who)
+    return "/budget"
+
+
+def _remove_cap(hub: Hub, who: str, _path: Mapping[str, Any], form: Mapping[str, str]) -> str:
+    caps.remove_cap(hub, form.get("scope", ""), _kind(form), who=who)
+    return "/budget"
+
+
+def _kind(form: Mapping[str, str]) -> Kind:
+    for kind in KINDS:
+        if form.get("per") == kind:
+            return kind
+    raise InputError("The period is none.", hint=f"Choose one of {', '.join(KINDS)}.")
+
+
 ACTIONS = {
     "pause": Action("/rollouts/{id:int}/pause", "operator", _pause),
     "resume": Action("/rollouts/{id:int}/resume", "operator", _resume),
     "abort": Action("/rollouts/{id:int}/abort", "operator", _abort),
     "revoke": Action("/devices/{id}/revoke", "admin", _revoke),
+    "set_cap": Action("/budget/set", "admin", _set_cap),
+    "remove_cap": Action("/budget/remove", "admin", _remove_cap),
 }
 
 

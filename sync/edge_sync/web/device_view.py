@@ -9,11 +9,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, or_, select
 
+from edge_sync.hub.budget.exposure import DeviceLease, read_leases
 from edge_sync.store.schema import assignments, devices, groups, health, ledger_rows
 from edge_sync.web import formats
 from edge_sync.web.activity import DAY_HOURS, ONLINE_S, Activity, by_hour, hour_of, read, total
 from edge_sync.web.paging import PER_PAGE, Page, bounds
-from edge_sync.web.states import DEVICE_WORDS, State, of_charge, of_device
+from edge_sync.web.states import DEVICE_WORDS, State, of_charge, of_device, of_lease
 
 _CHARGES = 20
 
@@ -67,10 +68,23 @@ class OneDevice:
     cloud_spark: str
     by_revision: list[Any]
     rows: list[Charge]
+    leases: list[Lease]
 
     def __getattr__(self, name: str) -> Any:
         """What its line in the list shows."""
         return getattr(self.line, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A right to spend of the device."""
+
+    of: DeviceLease
+    tag: State
+
+    def __getattr__(self, name: str) -> Any:
+        """Its figures."""
+        return getattr(self.of, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +166,10 @@ def one_device(connection: Connection, device_id: str, now: float) -> OneDevice 
             for each in revisions
         ],
         rows=_charges(connection, device_id),
+        leases=[
+            Lease(each, of_lease(each.state, each.why_closed))
+            for each in read_leases(connection, device_id)
+        ],
     )
 
 

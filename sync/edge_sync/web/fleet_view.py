@@ -22,18 +22,10 @@ from edge_sync.web.activity import (
     read,
     total,
 )
+from edge_sync.web.budget_view import attention
+from edge_sync.web.notices import Notice
 
 _COLORS = ("f1", "f2", "f3", "f4", "f5")
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something an admin should look at."""
-
-    kind: str
-    text: str
-    href: str = ""
-    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ def fleet(connection: Connection, now: float) -> Fleet:
         cap=cap,
         spend_bar=_spend_bar(spend, cap),
         groups=_groups(connection, rows, done, now),
-        notices=_notices(connection, rows),
+        notices=[*attention(connection, now), *_notices(connection, rows)],
     )
 
 

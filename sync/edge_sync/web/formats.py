@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from edge_sync.hub.budget.amounts import cents
+
 DASH = "–"  # noqa: RUF001 - the typographic dash of an empty cell
 _STEPS = ((60.0, "s"), (60.0, "min"), (24.0, "h"), (365.0, "d"))
 _SI = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
@@ -132,14 +134,16 @@ class Part:
     color: str
 
 
-def parts(counts: Iterable[tuple[str, int, str]], whole: int) -> list[Part]:
+def parts(
+    counts: Iterable[tuple[str, int, str]], whole: int, *, shown: Callable[[int], str] = big
+) -> list[Part]:
     """Return the pieces of a bar from (name, count, colour); empty pieces are left out."""
     found, start = [], 0.0
     for name, count, color in counts:
         if count <= 0:
             continue
         width = min(100.0 - start, 100.0 * count / whole) if whole else 0.0
-        found.append(Part(name, big(count), round(start, 3), round(width, 3), color))
+        found.append(Part(name, shown(count), round(start, 3), round(width, 3), color))
         start += width
     return found
 
@@ -160,6 +164,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "ago": ago,
     "big": big,
     "bytes": size,
+    "cents": cents,
     "counted": counted,
     "day": day,
     "milliseconds": milliseconds,

@@ -22,10 +22,12 @@ from starlette.staticfiles import StaticFiles
 
 from edge.errors import EdgeError
 from edge_sync.hub import audit
+from edge_sync.hub.budget.pace import Paces
 from edge_sync.hub.home import Hub
 from edge_sync.store.schema import groups
 from edge_sync.web.actions import ACTIONS, publish
 from edge_sync.web.audit_view import audit_log
+from edge_sync.web.budget_view import budget, read_paces
 from edge_sync.web.device_view import device_list, one_device
 from edge_sync.web.fleet_view import fleet
 from edge_sync.web.policy_view import changes, newest, one_policy, policy_list
@@ -37,6 +39,7 @@ from edge_sync.web.signing_in import Doorkeeper
 Handler: TypeAlias = Callable[[Request, Person], Response]
 _MOST_FORM = 2_000_000
 _VERIFIED_FOR_S = 30.0
+_PACED_FOR_S = 60.0
 _MISSING = "Go back to the list, or check the address."
 
 
@@ -51,6 +54,7 @@ class Dashboard:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._door = Doorkeeper(hub)
+        self._paced: tuple[float, Paces | None] = (0.0, None)
         self._checked: tuple[float, audit.Broken | None] = (-_VERIFIED_FOR_S, None)
 
     def app(self) -> Starlette:
@@ -70,6 +74,7 @@ class Dashboard:
                 Route("/policies/{revision:int}", see("viewer", self._policy)),
                 Route("/rollouts", see("viewer", self._rollouts)),
                 Route("/rollouts/{id:int}", see("viewer", self._rollout)),
+                Route("/budget", see("viewer", self._budget)),
                 Route("/audit", see("viewer", self._audit)),
                 *(
                     Route(action.path, post(action.role, self._act), methods=["POST"], name=name)
@@ -196,6 +201,20 @@ class Dashboard:
         if found is None:
             return problem(request, person, 404, "There is no such rollout", _MISSING)
         return page(request, "rollout.html", person, rollout=found, now=self._hub.clock())
+
+    def _budget(self, request: Request, person: Person) -> Response:
+        now = self._hub.clock()
+        with self._hub.store.reading() as connection:
+            found = budget(connection, request.query_params, now, self._paces(connection, now))
+        return page(request, "budget.html", person, page=found, now=now)
+
+    def _paces(self, connection: Connection, now: float) -> Paces:
+        """Return how fast money goes: read at most once in a while, for it asks for a week."""
+        at, paces = self._paced
+        if paces is None or now - at >= _PACED_FOR_S:
+            paces = read_paces(connection, now)
+            self._paced = (now, paces)
+        return paces
 
     def _audit(self, request: Request, person: Person) -> Response:
         broken = self._verified()

@@ -21,6 +21,7 @@ MENU = (
     ("/devices", "Devices"),
     ("/policies", "Policies"),
     ("/rollouts", "Rollouts"),
+    ("/budget", "Budget"),
     ("/audit", "Audit"),
 )
 HEADERS = {
@@ -53,7 +54,7 @@ def page(
 ) -> HTMLResponse:
     """Return a page; of a live one, the part alone that the script asks for."""
     live = name.replace(".html", "") if "x-fragment" in request.headers else ""
-    template = f"_{live}.html" if live in {"fleet", "rollout"} else name
+    template = f"_{live}.html" if live in {"fleet", "rollout", "budget"} else name
     shown = {
         "base": request.scope.get("root_path", ""),
         "menu": MENU,

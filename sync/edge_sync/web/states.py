@@ -28,6 +28,13 @@ def of_charge(state: str) -> State:
     return State(state, _CHARGE.get(state, ""))
 
 
+def of_lease(state: str, why: str) -> State:
+    """Return how the state of a lease is shown; why it was closed stands with it."""
+    return State(
+        f"{state}: {why}" if why else state, {"open": "good", "closing": "warn"}.get(state, "")
+    )
+
+
 def of_device(status: str, *, refused: bool, online: bool) -> State:
     """Return how a device's state is shown; the most urgent word wins."""
     if status == "revoked":

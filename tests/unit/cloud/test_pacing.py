@@ -125,7 +125,7 @@ def test_the_price_rises_ahead_of_the_pace_and_stays_during_an_outage():
     paid = advance(spend(pacer, COST))
     assert paid.price > pacer.price
     assert advance(pacer).price < pacer.price
-    assert advance(pacer, 2500.0, tasks=2500, reachable=False).price == pacer.price
+    assert advance(pacer, 2500.0, reachable=False).price == pacer.price
 
 
 def test_the_first_price_lets_through_what_the_budget_pays_for():
@@ -171,16 +171,6 @@ def test_the_cap_and_the_bucket_are_hard():
     assert limit(advance(pacer, 20.0), 200) is None
 
 
-def test_premium_calls_keep_to_their_share_of_the_tasks():
-    pacer = start(replace(PLAN, premium_share=0.05))
-    for _ in range(1000):
-        if limit(pacer, COST, premium=True) is None:
-            pacer = spend(pacer, COST, premium=True)
-        pacer = advance(pacer)
-    assert 49 <= pacer.premium <= 51
-    assert limit(pacer, COST) is None
-
-
 def test_what_was_held_too_much_comes_back():
     pacer = spend(start(PLAN), 5 * COST)
     settled = settle(pacer, 5 * COST, 2 * COST)
@@ -199,19 +189,18 @@ events = st.one_of(
 @settings(deadline=None)
 @given(st.integers(0, 2000), st.integers(1, 500), st.lists(events, max_size=60))
 def test_no_order_of_events_spends_above_the_cap(budget, call, happened):
-    pacer = start(Pacing(budget, 50.0, call, premium_share=0.3))
+    pacer = start(Pacing(budget, 50.0, call))
     for kind, amount, flag in happened:
         if kind == "advance":
             pacer = advance(pacer, amount, reachable=flag)
         elif kind == "incurred":
             pacer = incurred(pacer, amount)
-        elif limit(pacer, amount, premium=flag) is None:
-            pacer = spend(pacer, amount, premium=flag)
+        elif limit(pacer, amount) is None:
+            pacer = spend(pacer, amount)
             if kind == "settle":
                 pacer = settle(pacer, amount, amount // 2)
         assert 0 <= pacer.spent_microusd <= budget
         assert 0 <= pacer.price < math.inf
-        assert pacer.premium <= 0.3 * pacer.tasks + 1
         assert Pacer.from_dict(json.loads(json.dumps(pacer.to_dict()))) == pacer
 
 
@@ -223,7 +212,7 @@ def test_no_order_of_events_spends_above_the_cap(budget, call, happened):
         {"horizon": math.inf},
         {"call_microusd": 0},
         {"burst": 0.0},
-        {"premium_share": 1.5},
+        {"burst": 1.5},
     ],
 )
 def test_a_plan_that_cannot_be_paced_is_refused(wrong):
@@ -256,10 +245,6 @@ def test_no_more_elapses_than_passes_by_a_clock_that_goes_back_and_forward(readi
         {"plan": {**asdict(PLAN), "call_microusd": 0.5}},
         {"plan": {**asdict(PLAN), "horizon": math.inf}},
         {"more": 1},
-        {"tasks": -1},
-        {"tasks": True},
-        {"premium": -1},
-        {"premium": 2},
         {"spent_microusd": -1},
         {"spent_microusd": 1.5},
         {"unpriced_microusd": 1},

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from edge.cli.trials import _sorted
 from edge.lab.simulating import Policy, Seen, right_of, seen, simulate
 from edge.route import Action, Circumstances, Terms, plan
 from edge.task import TaskSpec
@@ -182,6 +183,18 @@ def test_a_trace_is_read():
 def test_a_trace_without_a_draft_is_one_that_no_model_answered():
     found = seen(row(route="deferred", model=None, detail={}))
     assert (found.action, found.draft, found.valid) == (Action.DEFER, None, False)
+
+
+def test_a_step_that_no_model_answered_on_is_one_as_well():
+    found = seen(row(route="deferred", model=None, detail={"degrade": {"step": 1}}))
+    assert (found.draft, found.valid) == (None, False)
+
+
+def test_what_a_degrade_step_made_is_left_out_with_its_number():
+    usual = row(task="t", reasons=["confident"])
+    on_step = row(task="t", reasons=["confident", "degraded", "shorter_context"])
+    found = _sorted([usual, on_step])
+    assert (len(found.traces["t"]), found.next_tier) == (1, {"t": 1})
 
 
 def test_a_kept_answer_without_signals_cannot_be_replayed():

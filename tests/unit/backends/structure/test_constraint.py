@@ -26,7 +26,8 @@ from edge.backends.structure.schemas import any_order, locate
 from edge.backends.structure.vocabulary import vocabulary_of
 from edge.errors import ConfigError, GenerationError, InputError
 from edge.local import LocalTask
-from edge.task import GrammarSpec, TaskSpec
+from edge.policy.sections import GrammarSpec
+from edge.task import TaskSpec
 from edge.types import Kind, SamplingParams
 
 GREEDY = SamplingParams()

@@ -17,7 +17,7 @@ from edge_sync.agent.device import Senses
 from edge_sync.agent.start import open_device
 from edge_sync.trust.assignment import Stopped, model_path, policy_path
 from edge_sync.trust.repository import Repository
-from edge_sync.wire import CHUNK_BYTES, Bundle, EnrolRequest, SyncReply, SyncRequest
+from edge_sync.wire import CHUNK_BYTES, REPLY_HEADER, Bundle, EnrolRequest, SyncReply, SyncRequest
 
 NOW = 1_780_000_000.0
 URL = "https://hub.test"
@@ -48,7 +48,8 @@ class Hub:
         self.serial, self.revision, self.receipt, self.watermark = 0, 0, 0, 0
         self.documents, self.files, self.mirror = {}, {}, {}
         self.assigned, self.faults, self.group = None, {}, "lab"
-        self.next_sync_s = 300.0
+        self.next_sync_s, self.signs = 300.0, True
+        self.leases = []
 
     @property
     def code(self):
@@ -192,9 +193,13 @@ class Hub:
             bundle=None
             if self.assigned is None or asked.have.etag == self.etag
             else self.bundle(asked.have.root, with_policy=asked.have.serial != self.serial),
+            leases=[json.loads(lease.text()) for lease in self.leases],
             next_sync_s=self.next_sync_s,
         )
-        return httpx.Response(200, content=reply.model_dump_json())
+        content = reply.model_dump_json().encode()
+        signed = self.repository.sign_reply(asked.request_id, content)
+        headers = {REPLY_HEADER: signed} if self.signs else {}
+        return httpx.Response(200, content=content, headers=headers)
 
     def _policy(self, request):
         if request.headers["Authorization"] != "Bearer token":

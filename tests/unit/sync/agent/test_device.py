@@ -19,7 +19,7 @@ from edge.errors import (
 )
 from edge_sync import keys
 from edge_sync.agent.activation import Change
-from edge_sync.agent.device import read_code
+from edge_sync.agent.codes import read_code
 from edge_sync.agent.exchange import HubRefused
 
 KEEP = "routing: {keep_above: %s}"
@@ -258,6 +258,54 @@ def test_a_kill_switch_holds_also_while_nothing_else_can_be_done(device, hub):
         device.sync()
     assert device.policies.switches().stopped["tools"] == ("pay",)
     assert device.policies.active() is None
+
+
+def test_an_answer_that_was_changed_on_its_way_changes_nothing(device, hub):
+    def changed(request):
+        answer = hub._sync(request)
+        content = answer.content.replace(b'"watermark":0', b'"watermark":9')
+        assert content != answer.content
+        return httpx.Response(200, content=content, headers=answer.headers)
+
+    hub.faults["/v1/sync"] = changed
+    before = device.memory()
+    with pytest.raises(HubDistrusted, match="answer is wrong"):
+        device.sync()
+    assert device.memory().but(pending=None) == before
+    hub.faults.clear()
+    device.sync()
+    assert device.memory().watermark == 0
+
+
+def test_an_answer_without_a_signature_counts_nothing_not_even_the_first(opened, hub):
+    device = opened()
+    device.enrol(hub.code)
+    before = device.memory()
+    hub.signs = False
+    with pytest.raises(HubDistrusted, match="not signed"):
+        device.sync()
+    assert device.memory().but(pending=None) == before
+    hub.signs = True
+    device.sync()
+
+
+def test_a_signature_for_another_answer_is_none(device, hub):
+    device.sync()
+    old = hub._sync(hub.requests[-1]).headers["Edge-Reply"]
+
+    def mixed(request):
+        return httpx.Response(200, content=hub._sync(request).content, headers={"Edge-Reply": old})
+
+    hub.faults["/v1/sync"] = mixed
+    with pytest.raises(HubDistrusted, match="answer is wrong"):
+        device.sync()
+
+
+def test_a_new_key_of_the_hub_signs_the_answer_that_brings_it(device, hub):
+    device.sync()
+    hub.rotate("timestamp")
+    hub.publish(KEEP % 0.8)
+    assert device.sync().change is Change.ACTIVATED
 
 
 def test_a_moved_device_follows_its_new_group_and_no_longer_the_old_one(device, hub):

@@ -119,6 +119,51 @@ def test_a_forgotten_device_joins_again(agent, hub):
     assert len(hub.devices) == 1
 
 
+def joins(hub):
+    return [request.url.path for request in hub.requests].count("/v1/enrol")
+
+
+def test_a_device_that_was_forgotten_while_its_hub_was_away_joins_again(agent, hub):
+    made = agent()
+    assert made.wait(lambda status: status.syncs >= 1, PATIENCE_S)
+    tries = []
+
+    def down(request):
+        tries.append(request.url.path)
+        raise httpx.ConnectError("refused")
+
+    hub.faults["*"] = down
+    hub.released.set()
+    assert until(lambda: len(tries) > 4)
+    # It comes back with an older database, to which no token is known either.
+    hub.devices.clear()
+    hub.publish("routing: {keep_above: 0.9}")
+    stale = {"code": "expired_token", "message": "Too old."}
+    hub.faults["/v1/policy"] = lambda _: httpx.Response(401, json=stale)
+    del hub.faults["*"]
+    assert until(lambda: reports(hub, 1))
+    assert (len(hub.devices), joins(hub)) == (1, 2)
+
+
+def test_a_hub_that_forgets_a_device_at_once_is_asked_to_take_it_one_time(agent, hub):
+    made = agent()
+    assert made.wait(lambda status: status.syncs >= 1, PATIENCE_S)
+    tries = []
+
+    def unknown(request):
+        tries.append(request.url.path)
+        return httpx.Response(401, json={"code": "unknown_device", "message": "Who is that?"})
+
+    hub.faults |= {"/v1/sync": unknown, "/v1/policy": unknown}
+    hub.released.set()
+    assert until(lambda: len(tries) > 8)
+    assert joins(hub) == 2
+    hub.faults.clear()
+    syncs = made.status.syncs
+    assert made.wait(lambda status: status.syncs > syncs, PATIENCE_S)
+    assert joins(hub) == 2
+
+
 class Hanging(httpx.AsyncBaseTransport):
     """Never answers."""
 

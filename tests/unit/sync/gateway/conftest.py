@@ -27,8 +27,15 @@ def ask(hold="hold", most=10, *, of=None, request="request", now=NOW):
     return Ask(of or lease(), "hub", ident(hold), ident(request), most, now)
 
 
+def admitted(path):
+    """Return a register that its hub has told its epoch."""
+    made = Register.open(path)
+    made.write(lambda book: book.fence("hub", 0))
+    return made
+
+
 @pytest.fixture
 def register(memory_path):
-    made = Register.open(memory_path / "gateway.db")
+    made = admitted(memory_path / "gateway.db")
     yield made
     made.close()

@@ -1,10 +1,12 @@
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
 from edge_sync.gateway.book import Book
 from edge_sync.gateway.records import Answer
 from edge_sync.gateway.refusals import Refused
+from edge_sync.gateway.register import Register
 
 from .conftest import DEVICE, NOW, ask, ident, lease
 
@@ -120,6 +122,17 @@ def test_rules(register, steps, code, counts):
     register.write(Book.check)
 
 
+def test_a_register_that_no_hub_has_told_its_epoch_takes_no_hold(memory_path):
+    register = Register.open(memory_path / "new.db")
+    with pytest.raises(Refused, match="No hub has told") as refused:
+        register.write(lambda book: book.hold(ask()))
+    assert (refused.value.code, refused.value.status) == ("unavailable", 503)
+    assert register.write(lambda book: book.totals())["leases"] == 0
+    register.write(fence(1))
+    assert register.write(lambda book: book.hold(ask())) is None
+    register.close()
+
+
 def test_a_seal_is_final_once_no_hold_is_open(register):
     register.write(hold())
     assert not register.write(seal()).final
@@ -138,10 +151,11 @@ def test_what_is_settled_above_the_maximum_is_flagged(register):
 def test_the_first_answer_is_kept_for_a_while(register):
     register.write(hold())
     register.write(settle(4, answer=ANSWER))
-    assert register.write(hold()) == ANSWER
+    assert register.write(hold()) == replace(ANSWER, cost_microusd=4)
     assert register.write(lambda book: book.forget_answers(before=NOW + 1)) == 1
-    with pytest.raises(Refused, match="4 micro-dollars"):
+    with pytest.raises(Refused, match="4 micro-dollars") as refused:
         register.write(hold())
+    assert refused.value.cost_microusd == 4
 
 
 def test_rows_come_in_the_order_of_their_last_change(register):

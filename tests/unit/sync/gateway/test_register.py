@@ -14,7 +14,7 @@ from edge_sync.gateway.book import Book
 from edge_sync.gateway.refusals import Refused
 from edge_sync.gateway.register import Register, Turns
 
-from .conftest import NOW, ask, ident, lease
+from .conftest import NOW, admitted, ask, ident, lease
 
 SYNC = Path(__file__).resolve().parents[4] / "sync"
 
@@ -112,7 +112,7 @@ def test_one_process_has_the_file(register):
 
 def test_a_register_that_does_not_add_up_is_not_opened(memory_path):
     path = memory_path / "bad.db"
-    register = Register.open(path)
+    register = admitted(path)
     register.write(lambda book: book.hold(ask()))
     register.write(lambda book: book._run("UPDATE leases SET held = held - 1"))
     register.close()
@@ -128,6 +128,7 @@ from edge_sync.gateway.records import Ask
 from edge_sync.gateway.register import Register
 from edge_sync.money.lease import Lease
 register = Register.open(Path(sys.argv[1]))
+register.write(lambda book: book.fence("hub", 1))
 lease = Lease(
     sys.argv[3], "fleet", "total", "d" * 32, "pool", 1, 1_000_000, 2_000, 1, "k", "0" * 128
 )

@@ -11,7 +11,7 @@ from edge_sync.gateway.book import Book
 from edge_sync.gateway.refusals import Refused
 from edge_sync.gateway.register import Register
 
-from .conftest import NOW, ask, ident, lease
+from .conftest import NOW, admitted, ask, ident, lease
 
 LEASES = st.sampled_from(["a", "b", "c"])
 HOLDS = st.sampled_from(list(range(6)))
@@ -25,7 +25,7 @@ class Machine(RuleBasedStateMachine):
         folder = MEMORY if MEMORY.is_dir() else None
         self.folder = tempfile.TemporaryDirectory(dir=folder)
         self.path = Path(self.folder.name) / "gateway.db"
-        self.register = Register.open(self.path)
+        self.register = admitted(self.path)
         self.holds, self.sealed, self.seen = {}, {}, set()
         self.epoch = 0
 

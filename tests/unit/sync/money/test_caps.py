@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from edge.errors import BudgetExceeded, ConfigError, InputError
@@ -24,6 +26,24 @@ def test_a_scope_is_read_and_covers(text, covers):
     scope = Scope.parse(text)
     assert scope.text() == text
     assert scope.covers(DRAFTS) is covers
+
+
+@pytest.mark.parametrize(
+    ("text", "apart"),
+    [
+        ("fleet;task:draft", True),
+        ("group:kiosks;pool:big;task:spam", True),
+        (f"device:{DEVICE};task:draft", True),
+        ("fleet", False),
+        ("fleet;pool:big", False),
+        ("group:shops;task:draft", False),
+        ("fleet;pool:small;task:draft", False),
+    ],
+)
+def test_a_cap_of_one_task_splits_what_is_for_any(text, apart):
+    scope = Scope.parse(text)
+    assert scope.splits(replace(DRAFTS, task="")) is apart
+    assert not scope.splits(DRAFTS)
 
 
 @pytest.mark.parametrize(

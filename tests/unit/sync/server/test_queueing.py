@@ -3,9 +3,10 @@ import asyncio
 import pytest
 
 from edge.errors import StoreError
+from edge_sync.hub.budget import outside
 from edge_sync.hub.refusals import Refused
 from edge_sync.server import queueing
-from edge_sync.server.queueing import Bridge, Places
+from edge_sync.server.queueing import Bridge, Grants, Places
 from edge_sync.store.database import Store
 
 
@@ -98,3 +99,41 @@ def test_a_request_that_was_given_up_is_passed_over(tmp_path):
 
     assert asyncio.run(run()) == 2
     store.close()
+
+
+def test_grants_are_noted_once_for_many_that_wait(tmp_path, monkeypatch):
+    written = []
+    write = outside.raise_granted
+
+    def counted(keys, granted):
+        written.append(granted)
+        write(keys, granted)
+
+    monkeypatch.setattr(outside, "raise_granted", counted)
+
+    async def run():
+        grants = Grants(tmp_path)
+        await asyncio.gather(*(grants.note(7) for _ in range(20)))
+        await grants.note(5)
+        await grants.note(0)
+        assert outside.read(tmp_path).granted == 7
+        await grants.note(8)
+
+    asyncio.run(run())
+    assert written == [7, 8]
+    assert outside.read(tmp_path).granted == 8
+
+
+def test_grants_that_cannot_be_noted_are_tried_again(tmp_path):
+    lock = tmp_path / "money.lock"
+    lock.mkdir()
+
+    async def run():
+        grants = Grants(tmp_path)
+        with pytest.raises(StoreError, match="locked"):
+            await grants.note(7)
+        lock.rmdir()
+        await grants.note(7)
+
+    asyncio.run(run())
+    assert outside.read(tmp_path).granted == 7

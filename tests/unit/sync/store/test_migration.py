@@ -11,9 +11,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import insert, select, text, update
 
 from edge.errors import StoreError
+from edge_sync.hub.budget import books
 from edge_sync.store import migration
 from edge_sync.store.database import Store
-from edge_sync.store.schema import devices, facts, ledger_rows, metadata_files, tables
+from edge_sync.store.schema import devices, facts, ledger_rows, metadata_files, redemptions, tables
 
 DUMPS = Path(__file__).parent / "dumps"
 DUMPED_DEVICE = "00112233445566778899aabbccddeeff"
@@ -72,6 +73,20 @@ def test_from_every_shipped_version(store, version):
         cost = connection.execute(select(ledger_rows.c.cost_microusd)).scalar_one()
         assert cost == 4_000_000_000
         assert connection.execute(select(metadata_files.c.body)).scalar_one() == b"\x00{}\xff"
+        told = dict(connection.execute(select(facts)).all())
+        assert told["generation"] == "7"
+        assert (told["epoch"], told["granted"]) == (("3", "1") if version >= "0002" else ("1", "0"))
+
+
+def test_the_books_of_a_hub_survive(store):
+    run(store, (DUMPS / f"0002.{store.dialect}.sql").read_text("utf-8"))
+    migration.migrate(store)
+    with store.reading() as connection:
+        (held,) = books.rights(connection)
+        assert (held.right.amount_microusd, held.right.epoch) == (4_000_000_000, 3)
+        assert books.unbalanced(connection) == ()
+        told = connection.execute(select(redemptions.c.cost_microusd)).scalar_one()
+        assert told == held.seen_microusd == 7
 
 
 def test_two_that_migrate_at_once_do_it_once(store, database):

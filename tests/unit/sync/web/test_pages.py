@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from edge_sync.hub import audit, rollouts, tokens
 from edge_sync.web import routes
 
-PAGES = ("/", "/devices", "/policies", "/rollouts", "/audit")
+PAGES = ("/", "/devices", "/policies", "/rollouts", "/budget", "/audit")
 
 
 @pytest.fixture

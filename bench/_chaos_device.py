@@ -1,0 +1,95 @@
+"""A device process: a runtime, its fleet agent, and threads that ask and drain until told to end.
+
+    python _chaos_device.py PACK STATE HUB_URLS THREADS
+
+Commands on stdin, one a line, each answered with one line of JSON: ``rest`` (ask no more, go on
+draining), ``told`` (how things stand), ``end``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import edge
+from edge.errors import EdgeError
+from edge_sync.agent.start import start
+
+PAUSE_S = 3.0
+
+
+class Work:
+    """What the threads share."""
+
+    def __init__(self, runtime: edge.Runtime) -> None:
+        self.runtime = runtime
+        self.resting = threading.Event()
+        self.ended = threading.Event()
+        self.routes: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def ask(self, seed: int) -> None:
+        """Ask until it is time to rest."""
+        rng = random.Random(seed)  # noqa: S311 - no secret
+        while not self.resting.is_set():
+            text = f"please confirm order {rng.getrandbits(64):x} {'very ' * rng.randrange(8)}soon"
+            try:
+                self.count(str(self.runtime.run("reply", text).route))
+            except EdgeError as error:
+                self.count(type(error).__name__)
+            time.sleep(PAUSE_S * (0.5 + rng.random()))
+
+    def drain(self) -> None:
+        """Drain until the end."""
+        while not self.ended.is_set():
+            try:
+                self.runtime.drain(limit=50)
+            except EdgeError as error:
+                self.count(f"drain: {type(error).__name__}")
+            time.sleep(0.3)
+
+    def count(self, name: str) -> None:
+        """Count an outcome."""
+        with self.lock:
+            self.routes[name] = self.routes.get(name, 0) + 1
+
+
+def main(pack: str, state: str, hubs: str, threads: str) -> None:
+    """Run until stdin says so, or ends."""
+    with edge.open(pack, state=Path(state)) as runtime:
+        agent = start(runtime, hubs, pack="field")
+        work = Work(runtime)
+        asking = [
+            threading.Thread(target=work.ask, args=(random.getrandbits(62),), daemon=True)
+            for _ in range(int(threads))
+        ]
+        draining = threading.Thread(target=work.drain, daemon=True)
+        for thread in [*asking, draining]:
+            thread.start()
+        print(json.dumps({"ready": True}), flush=True)
+        for line in sys.stdin:
+            command = line.strip()
+            if command == "rest":
+                work.resting.set()
+            if command == "end":
+                break
+            told = {
+                "routes": dict(work.routes),
+                "queue": runtime.book.queue.counts(),
+                "syncs": agent.status.syncs,
+                "error": str(agent.status.error or ""),
+                "asking": sum(thread.is_alive() for thread in asking),
+            }
+            print(json.dumps(told), flush=True)
+        work.resting.set()
+        work.ended.set()
+        draining.join(30)
+        agent.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
