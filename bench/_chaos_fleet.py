@@ -36,7 +36,7 @@ from edge_sync.hub.home import CONFIG, Hub
 from edge_sync.keys import load_key
 
 FIRST_CAP_MICROUSD = 20_000
-STUCK_S = 60.0
+STUCK_S = 180.0  # longer than any pause of a task whose pool is well
 MOST_ROUNDS = 3
 
 

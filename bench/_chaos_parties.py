@@ -117,9 +117,11 @@ class Server(Party):
     port: int = 0
 
     def ready(self) -> None:
-        """Wait until it answers."""
+        """Wait until it answers; start it again where it ended, as without its database."""
         until = time.monotonic() + _PATIENCE_S
         while time.monotonic() < until:
+            if self.process is not None and self.process.poll() is not None:
+                self.start()
             try:
                 if httpx.get(f"http://127.0.0.1:{self.port}/readyz").status_code == 200:
                     return

@@ -42,6 +42,7 @@ class Storm:
         self._fleet = fleet
         self._rng = rng
         self._due: list[tuple[float, Callable[[], None]]] = []
+        self._down: set[str] = set()
         self.events: dict[str, int] = {}
 
     def blow(self, seconds: float) -> None:
@@ -60,9 +61,11 @@ class Storm:
             pause = time.monotonic() + self._rng.uniform(0.3, 1.7)
             while time.monotonic() < pause:
                 self._heal(time.monotonic())
+                self._supervise()
                 time.sleep(0.05)
         self._heal(float("inf"))
         fleet.provider.faults = 0.0
+        self._supervise()
         for server in [*fleet.replicas, fleet.gateway]:
             server.ready()
 
@@ -94,7 +97,21 @@ class Storm:
         if party.process is not None and party.process.poll() is None:
             self._count(what)
             party.kill()
-            self._later(self._rng.uniform(0.2, 3), party.start)
+            self._down.add(party.name)
+            self._later(self._rng.uniform(0.2, 3), lambda: self._up(party))
+
+    def _up(self, party: Party) -> None:
+        party.start()
+        self._down.discard(party.name)
+
+    def _supervise(self) -> None:
+        """Start again what has ended by itself, such as a hub without its database."""
+        fleet = self._fleet
+        for party in [*fleet.replicas, fleet.gateway, *fleet.devices]:
+            ended = party.process is not None and party.process.poll() is not None
+            if ended and party.name not in self._down:
+                self._count("ended by itself, started again")
+                party.start()
 
     def _heal(self, now: float) -> None:
         due = [step for at, step in self._due if at <= now]

@@ -22,6 +22,7 @@ from edge.local import LocalTask
 from edge.route import Circumstances, denied, plan
 from edge.store.book import Book
 from edge.store.ledger import Hold
+from edge.store.queue import LONGEST_PAUSE_S
 from edge.store.queued import AUDIT, QueuedTask
 from edge.types import Json, Kind, Reason
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from edge.cloud.pool import CloudAnswer
 
 _RETRY_AFTER_S = 30.0
+_LONGEST_UNCLEAR_S = 120.0
+"""Between questions to a gateway what became of a call, which cost nothing."""
 _MOST_CLEARED = 20  # calls in one pass
 _ONE_TASK_ALONE = frozenset({Reason.STOPPED, Reason.PRIVACY_NEVER, Reason.REDACTION_UNAVAILABLE})
 
@@ -211,6 +214,7 @@ class Draining:
         reason = plan(call.spec, self._circumstances(call)).cloud_blocked
         if reason is None and not again and not self._spares(call):
             reason = Reason.BUDGET_EXCEEDED
+        unclear = False
         if reason is None:
             outcome = self._ask(call, queued)
             if outcome.draft is not None:
@@ -218,9 +222,15 @@ class Draining:
             if (outcome.unclear and not outcome.recallable) or outcome.reason in FINAL:
                 queue.fail(queued.id, f"{outcome.reason.value}: {outcome.error}")
                 return (call.spec.routing.pool, outcome.reason) if outcome.unclear else None
-            reason = outcome.reason
-        queue.give_back(queued.id, reason.value, retry_after_s=_RETRY_AFTER_S)
+            reason, unclear = outcome.reason, outcome.unclear
         alone = reason in _ONE_TASK_ALONE or reason is Reason.NONE_FITS
+        queue.give_back(
+            queued.id,
+            reason.value,
+            retry_after_s=_RETRY_AFTER_S,
+            longest_s=_LONGEST_UNCLEAR_S if unclear else LONGEST_PAUSE_S,
+            blameless=not alone and not unclear,
+        )
         return None if alone else (call.spec.routing.pool, reason)
 
     def _recallable(self, queued: QueuedTask) -> bool:

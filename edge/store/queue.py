@@ -48,7 +48,8 @@ Cancelled: TypeAlias = Literal["released", "in_flight", "ended"]
 """What cancelling came to: never sent from now on; being asked for, so that it may be paid for; or
 too late, the task had ended."""
 
-_LONGEST_PAUSE_S = 6 * 3600.0
+LONGEST_PAUSE_S = 6 * 3600.0
+"""Between two attempts at a task, whatever its history."""
 _MOST_DOUBLINGS = 20
 _CAME_LATE = "Its answer came {:.0f} s after its time; it is paid for and not given out."
 _CAME_FOR_NOBODY = "Cancelled while it was asked for; its answer is paid for and not given out."
@@ -202,20 +203,36 @@ class Queue(QueueView):
             self._came_late(connection, task_id, now)
             return False
 
-    def give_back(self, task_id: str, error: str, *, retry_after_s: float) -> bool:
+    def give_back(
+        self,
+        task_id: str,
+        error: str,
+        *,
+        retry_after_s: float,
+        longest_s: float = LONGEST_PAUSE_S,
+        blameless: bool = False,
+    ) -> bool:
         """Let a claimed task wait again; return whether this owner still had it.
 
-        The pause is ``retry_after_s`` doubled with every attempt, at most six hours.
+        Args:
+            task_id: claimed.
+            error: what went wrong.
+            retry_after_s: the pause, doubled with every attempt.
+            longest_s: at most so long.
+            blameless: no other task would have fared better, so the attempt does not count and the
+                pause is not doubled: when the pool is back, nothing waits for hours.
+
         """
         with self._file.transaction() as connection:
             attempts = self._known(connection, task_id)
-            doublings = min(max(attempts - 1, 0), _MOST_DOUBLINGS)
-            pause_s = min(retry_after_s * 2**doublings, _LONGEST_PAUSE_S)
+            doublings = 0 if blameless else min(max(attempts - 1, 0), _MOST_DOUBLINGS)
+            pause_s = min(retry_after_s * 2**doublings, longest_s)
             now = self._file.clock()
             given = connection.execute(
                 "UPDATE queued SET state = 'waiting', owner = NULL, error = ?, since = ?, "
-                "until = ? WHERE id = ? AND state = 'claimed' AND owner = ?",
-                (error, now, now + pause_s, task_id, self._file.owner),
+                "until = ?, attempts = attempts - ? "
+                "WHERE id = ? AND state = 'claimed' AND owner = ?",
+                (error, now, now + pause_s, blameless, task_id, self._file.owner),
             )
             self._let_go(connection, task_id)
             return given.rowcount == 1

@@ -48,7 +48,7 @@ class QueuedTask:
     """A task of the queue, as it was when read.
 
     Attributes:
-        attempts: how often it was claimed.
+        attempts: how often it was claimed, but for times when its pool was out of reach.
         until: not before this time (waiting) or leased until it (claimed), epoch seconds.
         error: what the last attempt failed of, or why there is no answer.
         unclear_holds: holds of this task whose request may have been billed.

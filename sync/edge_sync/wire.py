@@ -278,6 +278,8 @@ class SyncReply(_Wire):
         watermark: receipts up to this one are in a completed backup; only these rows may be
             forgotten.
         bundle: where the device holds something older.
+        epoch: rises with each time that the hub was set back to a backup; a device that sees it
+            rise tells again all rows that it still has.
         quarantined: there were two of this device; it works on, but gets no leases.
         leases: all leases that this device may spend from now on, in the order to use them; one
             that is missing has been closed.
@@ -291,6 +293,7 @@ class SyncReply(_Wire):
     watermark: int
     time: Attested
     bundle: Bundle | None = None
+    epoch: Version = 0
     quarantined: bool = False
     leases: list[dict[str, str | int]] = []
     next_sync_s: float = 300.0

@@ -116,6 +116,14 @@ def test_a_pool_has_a_gateway_or_is_of_the_grade_escrow(run, options):
     assert (code, "--escrow" in err) == (2, True)
 
 
+def test_a_replica_without_the_key_of_leases_is_told_to_copy_it(run, hub):
+    (hub.keys / leasekey.NAME).unlink()
+    code, _, told = run("gateways key")
+    assert code == 2
+    assert "The key of leases is not in" in told
+    assert "Copy lease.key there from the first replica" in told
+
+
 def test_an_escrow_pool_is_written_off_by_hand(run, hub):
     code, out, _ = run("gateways add laptops --escrow")
     assert (code, "escrow" in out) == (0, True)

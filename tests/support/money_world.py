@@ -7,6 +7,7 @@ two gateways, and two devices that have joined. What must hold is in ``world_che
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -199,4 +200,5 @@ def _template() -> Path:
     for device in world.devices:
         device.join(world.hub.code())
     world.close()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

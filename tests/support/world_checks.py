@@ -11,7 +11,8 @@
     I12  what is above a cut cap was out at the cut
     I13  a lease lies within one period of every cap above it
     I14  adjustments are of a hold and come to no more than it cost
-    I16  a device shows no more than its gateway would give it
+    I16  a device shows no more than its gateway would give it, but for what a gateway whose disk
+         is full could not write yet: the answer came, and with it the cost
     I17  a device holds the etag of a policy only once that is in force
 
 The hub's books are not asked what may be spent: every lease that the hub ever signed is remembered
@@ -29,6 +30,7 @@ from money_world import World
 from world_device import DeviceSide
 from world_gateway import HOLDS, LEASES
 
+from edge_sync.gateway.calls import hold_id
 from edge_sync.hub.budget.gateways import WRITTEN_OFF
 from edge_sync.money.caps import Purpose, Scope
 from edge_sync.money.lease import Lease
@@ -246,18 +248,20 @@ class Witness:
     def _adjusted_well(self) -> Iterator[str]:
         sql = "SELECT hold_id, sum(amount) FROM adjustments GROUP BY hold_id"
         for name, gateway in self._world.gateways.items():
-            for hold_id, total in gateway.look(sql):
-                row = self.registers[name].rows.get(hold_id)
+            for key, total in gateway.look(sql):
+                row = self.registers[name].rows.get(key)
                 if row is None or row.state != "settled" or total > (row.actual or 0):
-                    yield f"I14: {total} of hold {hold_id} was given back"
+                    yield f"I14: {total} of hold {key} was given back"
 
     def _shows_no_more(self, device: DeviceSide) -> Iterator[str]:
         if not device.whole:
             return
         for lease_id, left in device.shown().items():
             lease = self.issued[lease_id]
-            entry = self.registers[lease.pool_id].leases.get(lease_id)
+            register = self.registers[lease.pool_id]
+            entry = register.leases.get(lease_id)
             there = lease.amount_microusd - (entry.used if entry and entry.amount else 0)
+            there += _unwritten(device, lease_id, register)
             if left > there:
                 yield f"I16: {left} is shown of lease {lease_id}, {there} is there"
 
@@ -275,11 +279,23 @@ class Witness:
             yield f"I17: device {at} has the etag of {assigned.revision} and runs {revision}"
 
 
+def _unwritten(device: DeviceSide, lease_id: str, register: Register) -> int:
+    """Return what a gateway whose disk was full still holds of calls that it has answered."""
+    found = 0
+    for hold in device.holds():
+        row = register.rows.get(hold_id(device.id, hold.id))
+        if hold.lease_id == lease_id and hold.state == "settled" and row and row.actual is None:
+            found += row.most - hold.cost_microusd
+    return found
+
+
 def _read(gateway: Any) -> Register:
     entries = [Entry(*row) for row in gateway.look(LEASES)]
     rows = [Row(*row) for row in gateway.look(HOLDS)]
     return Register(
-        gateway.epoch(), {each.lease_id: each for each in entries}, {row.hold_id: row for row in rows}
+        gateway.epoch(),
+        {each.lease_id: each for each in entries},
+        {row.hold_id: row for row in rows},
     )
 
 

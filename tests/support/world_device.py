@@ -26,6 +26,7 @@ from edge.store.book import Book
 from edge.store.db import Database
 from edge.store.ledger import Hold, Need
 from edge.store.policies import Policies
+from edge.store.rights import USED
 from edge.task import Pack
 from edge_sync.agent.device import Round, Senses
 from edge_sync.agent.signing import Signing
@@ -38,7 +39,6 @@ Trusted.load = cache(Trusted.load)
 SIZES = (10, 30)
 """The most tokens of an answer; each is a task of its own size."""
 TEXT = "is the shop open?"
-LOST_KEY = "device.key"
 
 
 def pack_for(pools: list[str]) -> Pack:
@@ -134,7 +134,12 @@ class DeviceSide:
         self.agent._records.leases._clock = self._clock
         self._escalation = Escalation(self.book, open_pool=self._open_pool)
         needs = [
-            Need(spec.routing.pool, name, True, 2_000 * spec.budget.max_output_tokens)
+            Need(
+                spec.routing.pool,
+                name,
+                gateway=True,
+                call_microusd=2_000 * spec.budget.max_output_tokens,
+            )
             for name, spec in self.pack.tasks.items()
         ]
         self.book.ledger.expect(needs)
@@ -209,9 +214,8 @@ class DeviceSide:
     def shown(self) -> dict[str, int]:
         """Return what it shows as left of each open lease."""
         with self.book._file.db.reading() as connection:
-            from edge.store.rights import USED
-
-            sql = f"SELECT lease_id, amount_microusd - ({USED}) FROM leases WHERE state = 'open'"
+            left = f"amount_microusd - ({USED})"
+            sql = f"SELECT lease_id, {left} FROM leases WHERE state = 'open'"  # noqa: S608
             return dict(connection.execute(sql).fetchall())
 
     def _open_pool(self, name: str) -> Pool:

@@ -33,7 +33,7 @@ from edge_sync.server import upkeep
 from edge_sync.server.app import App
 from edge_sync.server.logs import Log
 from edge_sync.store.database import Store
-from edge_sync.store.writing import Writer
+from edge_sync.store.writing import Write, Writer
 
 GROUP = "kiosks"
 DATABASE = "hub.db"
@@ -43,8 +43,6 @@ class AtOnce(Writer):
     """Runs each write where it is asked for, as the writer's thread does."""
 
     def submit(self, handler: Any, item: Any, settle: Any) -> None:
-        from edge_sync.store.writing import Write
-
         batch = [Write(handler, item, settle)]
         ((result, error),) = self._outcomes(batch)
         settle(result, self._translated(error))
@@ -197,6 +195,8 @@ class HubSide:
 
     async def _started(self) -> None:
         self._app._start()
+        for task in self._app._tasks:  # writes out the log ten times a second
+            task.cancel()
         devices = self._app._handlers["POST", "/v1/sync"].__self__
         self._app_devices = devices
         granting = Granting(self.hub, draw=self._id)

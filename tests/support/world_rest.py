@@ -1,9 +1,9 @@
 """What must hold of a world at rest: faults are over, and everybody has done a few rounds.
 
-    I6   a bill of the provider is one hold of a gateway, one row of the hub, one row of a device
-    I9   a few rounds after the faults, nothing waits and all say the same
-    I10  nothing is stranded: what was closed is sealed and free again
-    I11  who wants money gets some where there is some
+I6   a bill of the provider is one hold of a gateway, one row of the hub, one row of a device
+I9   a few rounds after the faults, nothing waits and all say the same
+I10  nothing is stranded: what was closed is sealed and free again
+I11  who wants money gets some where there is some
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _everybody_has_some(world: World) -> Iterator[str]:
         for pool in world.pack.pools:
             if (device.id, pool) not in open_ones:
                 yield f"I11: device {at} wants money for {pool} and has none"
-        shown = {lease for lease in device.shown()}
+        shown = set(device.shown())
         offered = {row["lease_id"] for row in world.hub.rows(hub_leases)
                    if row["state"] == "open" and row["device_id"] == device.id}  # fmt: skip
         if not shown <= offered:

@@ -94,7 +94,7 @@ def test_a_pool_that_is_out_of_reach_is_asked_once_and_the_other_one_goes_on(run
     assert drained == Drained(done=5, waiting=1)
     assert drained.stopped == {"default": "cloud_failed"}
     assert [text for text in pool.asked if text.startswith("reply")] == ["reply 0"]
-    assert sorted(task.attempts for task in runtime.book.queue.list("waiting")) == [0, 0, 0, 0, 1]
+    assert sorted(task.attempts for task in runtime.book.queue.list("waiting")) == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,29 @@ def test_a_pause_doubles_with_every_attempt_and_ends_at_six_hours(book, clock):
     assert (task.until - clock.now, task.error, task.attempts) == (21_600, "offline", 4)
 
 
+def test_a_pause_that_is_not_the_tasks_fault_does_not_double_or_count(book, clock):
+    """So that after a week without a network nothing waits for hours more."""
+    task_id = put(book.queue)
+    for _ in range(50):
+        claim_one(book.queue)
+        assert book.queue.give_back(task_id, "offline", retry_after_s=10, blameless=True)
+        assert book.queue.get(task_id).until == clock.now + 10
+        clock.now += 10
+    claim_one(book.queue)
+    book.queue.give_back(task_id, "its own", retry_after_s=10)
+    task = book.queue.get(task_id)
+    assert (task.until - clock.now, task.attempts) == (10, 1)
+
+
+def test_a_pause_is_as_long_as_is_said_at_most(book, clock):
+    task_id = put(book.queue)
+    for pause_s in (10, 20, 25, 25):
+        claim_one(book.queue)
+        book.queue.give_back(task_id, "unclear", retry_after_s=10, longest_s=25)
+        assert book.queue.get(task_id).until == clock.now + pause_s
+        clock.now += pause_s
+
+
 @pytest.mark.parametrize("days", [1, 4000])
 def test_a_clock_set_back_restarts_a_pause_and_no_more(book, clock, days):
     task_id = put(book.queue)

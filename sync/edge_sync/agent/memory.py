@@ -111,6 +111,7 @@ class Memory(_Part):
     token: str = ""
     receipt: int = 0
     watermark: int = 0
+    epoch: int = 0
     clock: dict[str, float] = {}
     next_sync_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     quarantined: bool = False

@@ -147,18 +147,20 @@ def packed(body: str) -> tuple[bytes, dict[str, str]]:
 def acknowledge(memory: Memory, pending: Pending, reply: SyncReply) -> Memory:
     """Return what to remember once a report was answered.
 
-    A receipt below an earlier one means that the hub was set back to a backup.
+    A hub that was set back to a backup takes a higher epoch; a receipt below an earlier one tells
+    of it sooner.
     """
     after = rows.acknowledged(
         pending.rows, pending.low, receipt=reply.receipt, watermark=reply.watermark
     )
-    if reply.receipt < memory.receipt:
-        after = rows.after_restore(after, watermark=reply.watermark)
+    if reply.receipt < memory.receipt or 0 < memory.epoch < reply.epoch:
+        after = rows.after_restore(after)
     return memory.but(
         nonce=reply.nonce,
         token=reply.token,
         receipt=reply.receipt,
         watermark=reply.watermark,
+        epoch=max(memory.epoch, reply.epoch),
         quarantined=reply.quarantined,
         next_sync_s=min(max(SHORTEST_SYNC_S, reply.next_sync_s), LONGEST_SYNC_S),
         counted=pending.counted,

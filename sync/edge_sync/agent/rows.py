@@ -2,7 +2,7 @@
 
 A row is told apart by the hold's random id alone, so that sending one twice counts once. Guarantees
 that a row is passed over only once the hub has acknowledged it, and that where a hub was restored
-from a backup all that came after the backup is sent again. ``covered`` says which rows a completed
+from a backup all rows that are here are sent again. ``covered`` says which rows a completed
 backup has, so that the device may forget them.
 """
 
@@ -84,10 +84,13 @@ def acknowledged(after: Rows, low: int | None, *, receipt: int, watermark: int) 
     return after.model_copy(update={"batches": tuple(batches)})
 
 
-def after_restore(rows: Rows, *, watermark: int) -> Rows:
-    """Return where to begin again, where the hub was set back to a backup up to ``watermark``."""
-    lost = [batch.low for batch in rows.batches if batch.receipt > watermark]
-    return Rows(seq=min([rows.seq, *lost]), open=rows.open)
+def after_restore(rows: Rows) -> Rows:
+    """Return where to begin again, where the hub was set back to a backup.
+
+    From the start: it may be an older one than the last that the device heard of, and receipts that
+    were given since say nothing of those before.
+    """
+    return Rows(open=rows.open)
 
 
 def covered(rows: Rows) -> int:

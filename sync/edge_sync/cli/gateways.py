@@ -23,7 +23,7 @@ from edge_sync.cli.common import (
     told,
     who,
 )
-from edge_sync.hub.budget import amounts, gateways, leasekey, sealing, unclear
+from edge_sync.hub.budget import amounts, caps, gateways, leasekey, sealing, unclear
 from edge_sync.hub.budget.asking import Asking
 from edge_sync.hub.budget.gateways import Gateway
 from edge_sync.hub.home import Hub, read_fact
@@ -178,12 +178,13 @@ def _epoch(gate: Gateway, epoch: int) -> str | Styled:
 
 
 def _tell_key(hub: Hub) -> None:
+    with hub.store.reading() as connection:
+        known = caps.key_name(connection)
     found = leasekey.find(hub.keys)
-    if found is None:
-        raise ConfigError(
-            f"There is no key of leases in {hub.keys}.",
-            hint="Set a first cap with `edge-hub budget set`; it makes one.",
-        )
+    if found is None or found.key_id != (known or found.key_id):
+        make = "Set a first cap with `edge-hub budget set`; it makes one."
+        copy = f"Copy {leasekey.NAME} there from the first replica, or restore it."
+        raise ConfigError(f"The key of leases is not in {hub.keys}.", hint=copy if known else make)
     told("Its settings, gateway.yaml, need under hub.keys:")
     told(f"  {found.key_id}: {found.public_key}")
 

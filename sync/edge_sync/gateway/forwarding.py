@@ -5,7 +5,8 @@ Guarantees:
 - nothing is sent before the hold is on disk; where it cannot be, nothing is sent at all;
 - a hold is given back only where no byte of the request left; an upstream that refuses (429, a
   refusal in JSON) settles it at nothing; whatever else leaves doubt keeps it at its maximum;
-- the end of an answer is sent after its cost is on disk, the parts of a stream before, at once;
+- the end of an answer is sent after its cost is on disk, the parts of a stream before, at once; a
+  disk that takes nothing keeps no answer back, and the hold at its maximum until it takes the cost;
 - the device has an answer by its deadline, also where that answer is a refusal.
 
 An answer is read to its end for its usage even if the device has gone.

@@ -111,7 +111,7 @@ class Standing:
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
         """Return what a row of the table says, its columns in the order of the fields."""
-        return cls(*row[:-1], sealed=bool(row[-1]))
+        return cls(**{**dict(zip(cls.__slots__, row, strict=True)), "sealed": bool(row[-1])})
 
     @property
     def used_microusd(self) -> int:

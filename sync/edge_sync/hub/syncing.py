@@ -57,6 +57,7 @@ class Taken:
         again: whether the same request had been taken before.
         leases: all that it may spend from now on, signed.
         granted: see ``budget.granting.Spendable``.
+        epoch: see ``wire.SyncReply``.
 
     """
 
@@ -67,6 +68,7 @@ class Taken:
     again: bool = False
     leases: tuple[str, ...] = ()
     granted: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def _take_round(
     standings = _standings(connection, arrivals)
     earlier = _earlier(connection, arrivals)
     watermark = read_fact(connection, "watermark") or 0
+    epoch = read_fact(connection, "epoch") or 0
     last = raise_fact(connection, "receipt", by=len(arrivals))
     results: list[Taken | Refused] = []
     accepted: list[tuple[Arrival, Standing, Taken]] = []
@@ -149,6 +152,8 @@ def _take_round(
         result = answer(
             arrival.request, standing, known, receipt=receipt, watermark=watermark, nonces=nonces
         )
+        if isinstance(result, Taken):
+            result = replace(result, epoch=epoch)
         results.append(result)
         if standing is not None and isinstance(result, Taken) and not result.again:
             accepted.append((arrival, standing, result))

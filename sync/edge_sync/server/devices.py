@@ -185,6 +185,7 @@ class Devices:
             receipt=taken.receipt,
             watermark=taken.watermark,
             time=self.current.signer.sign_time(request.request_id, now=now),
+            epoch=taken.epoch,
             quarantined=taken.quarantined,
             leases=[json.loads(lease) for lease in taken.leases],
             next_sync_s=self.hub.settings.sync_every_s,

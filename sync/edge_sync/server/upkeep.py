@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from edge_sync.hub import rollouts
 from edge_sync.hub.assigning import assign_again
-from edge_sync.hub.budget import rounds, telling, webhook
+from edge_sync.hub.budget import forgetting, rounds, telling, webhook
 from edge_sync.hub.home import Hub, raise_fact
 from edge_sync.server.logs import Log
 from edge_sync.store.schema import assignments, groups
@@ -50,6 +50,8 @@ class Upkeep:
             try:
                 if rounds_made % int(RENEW_EVERY_S / EVERY_S) == 0 and renew(self._hub):
                     self._log.event("metadata.renewed")
+                if rounds_made % int(forgetting.EVERY_S / EVERY_S) == 0:
+                    forgetting.forget(self._hub)
                 rollouts.step(self._hub)
                 self._alerts.step()
             except Exception as error:  # noqa: BLE001 - the next round may go well

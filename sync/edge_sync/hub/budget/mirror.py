@@ -1,7 +1,8 @@
 """What the database says of the money, and its copy in the keys folder.
 
 Guarantees: a database that was set back is noticed before it is copied; then the file keeps what it
-had, and caps and gateways are not changed before the recovery has taken them from there. Asks no gateway; what follows from a database that was set back is ``recovery``'s.
+had, and caps and gateways are not changed before the recovery has taken them from there. Asks no
+gateway; what follows from a database that was set back is ``recovery``'s.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Guarantees: the file is whole at every moment and on disk when a write returns; epoch, number of
 leases and number of changes in it never fall. The hub writes it after its commit and before a lease
-leaves, so a database that has less of any of them than the file was set back. Every replica has a file of its own. Knows no
-tables and decides nothing.
+leaves, so a database that has less of any of them than the file was set back. Every replica has a
+file of its own. Knows no tables and decides nothing.
 """
 
 from __future__ import annotations

@@ -91,13 +91,19 @@ def less_than_known(connection: Connection, pool_id: str, used: Mapping[str, int
     Args:
         connection: to read.
         pool_id: of the gateway.
-        used: micro-dollars by lease, as it tells now. What was written off is not looked at.
+        used: micro-dollars by lease, as it tells now. What was written off is not looked at, nor
+            what was granted before the gateway was added: its register may be a new one since.
 
     """
     query = (
         select(redemptions.c.lease_id, func.sum(redemptions.c.cost_microusd))
         .join(leases, leases.c.lease_id == redemptions.c.lease_id)
-        .where(redemptions.c.pool_id == pool_id, leases.c.why_closed != WRITTEN_OFF)
+        .join(gateways, gateways.c.pool_id == redemptions.c.pool_id)
+        .where(
+            redemptions.c.pool_id == pool_id,
+            leases.c.why_closed != WRITTEN_OFF,
+            leases.c.granted_at >= gateways.c.added_at,
+        )
         .group_by(redemptions.c.lease_id)
     )
     for lease_id, known in connection.execute(query):

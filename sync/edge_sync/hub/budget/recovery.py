@@ -175,7 +175,9 @@ def admit(hub: Hub, gateway: Gateway, line: Asking) -> None:
     now = hub.clock()
 
     def work(connection: Connection) -> bool:
-        if hearing.unknown(connection, [each.lease_id for each in standings]):
+        # What came to nothing may be forgotten here, see ``forgetting``.
+        told = [each.lease_id for each in standings if each.used_microusd or not each.final]
+        if hearing.unknown(connection, told):
             return False
         if read_fact(connection, "epoch") == epoch and not read_fact(connection, "recovering"):
             gateways.note(connection, gateway.pool_id, state=state, now=now, epoch=epoch)

@@ -52,7 +52,8 @@ def read_unmet(connection: Connection, *, now: float, epoch: int) -> tuple[Unmet
         select(leases.c.lease_id)
         .where(
             leases.c.device_id == wants.c.device_id,
-            leases.c.pool_id == wants.c.pool_id,
+            # Not by the index of pools, which would read every open lease for each want.
+            leases.c.pool_id + "" == wants.c.pool_id,
             leases.c.state == "open",
         )
         .exists()

@@ -10,9 +10,9 @@ from edge.store.book import Book
 from edge.store.states import States
 from edge.store.traces import Traces
 from edge_sync.agent import health, rows
-from edge_sync.agent.memory import Batch, Counted, Rows
-from edge_sync.agent.report import packed
-from edge_sync.wire import LATENCY_BUCKETS, MAX_ROWS
+from edge_sync.agent.memory import Batch, Counted, Memory, Pending, Rows
+from edge_sync.agent.report import acknowledge, packed
+from edge_sync.wire import LATENCY_BUCKETS, MAX_ROWS, Attested, SyncReply
 
 HOUR = 3_600.0
 
@@ -176,20 +176,27 @@ def test_more_rows_than_a_report_holds_are_sent_in_turn(money):
 
 
 def test_what_a_restored_hub_lost_is_sent_again(money):
-    kept, lost, late = money.hold(1), money.hold(2), money.hold(3)
-    money.sent = Rows(seq=1)
+    holds = [money.hold(1), money.hold(2), money.hold(3)]
     money.told(receipt=7, watermark=6)
-    money.told(receipt=8, watermark=6)
-    money.sent = rows.after_restore(money.sent, watermark=6)
-    assert [row.row_id for row in money.take().rows] == [lost.id, late.id]
-    assert kept.id not in {row.row_id for row in money.take().rows}
+    money.told(receipt=8, watermark=8)
+    money.sent = rows.after_restore(money.sent)
+    assert [row.row_id for row in money.take().rows] == [hold.id for hold in holds]
+    assert rows.covered(money.sent) == 0
 
 
-def test_what_is_in_a_backup_is_not_sent_again(money):
-    money.hold(1)
-    money.told(receipt=7, watermark=7)
-    money.sent = rows.after_restore(money.sent, watermark=7)
-    assert money.take().rows == []
+@pytest.mark.parametrize(
+    ("epoch", "receipt", "seq"), [(1, 9, 40), (2, 9, 0), (1, 4, 0), (0, 9, 40)]
+)
+def test_a_hub_that_was_set_back_is_told_all_again_once(epoch, receipt, seq):
+    memory = Memory(receipt=5, watermark=5, epoch=1, rows=Rows(seq=30))
+    pending = Pending(
+        request_id="r", body="", told="", refusals=0, rows=Rows(seq=40), counted=Counted(), low=30
+    )
+    time = Attested(request_id="r", time_ms=1, keyid="k", signature="s")
+    reply = SyncReply(nonce="n", token="t", receipt=receipt, watermark=8, time=time, epoch=epoch)
+    after = acknowledge(memory, pending, reply)
+    assert (after.rows.seq, after.epoch) == (seq, max(1, epoch))
+    assert acknowledge(after, pending, reply).rows.seq == 40
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 300)), max_size=250))
@@ -201,7 +208,7 @@ def test_merged_batches_never_forget_a_row(steps):
         all_batches.append((receipt, low))
     assert len(sent.batches) <= rows.MAX_BATCHES
     needed = min([low for receipt, low in all_batches if receipt > watermark], default=1_000)
-    assert rows.after_restore(sent, watermark=watermark).seq <= needed
+    assert rows.covered(sent) <= needed
 
 
 def test_another_ledger_is_sent_from_its_start(money):

@@ -84,10 +84,11 @@ class Steps:
         if (cap.scope, period) not in model.pots:
             opened = account.open_pot(cap.scope, period, cap_microusd=amount, rights=model.rights)
             model.put([opened])
-        crossing = [right.lease_id for right in model.rights if right.state == "open"
-                    and cap.scope.covers(right.purpose)
-                    and account.within(right.period, kind) is None]  # fmt: skip
-        model.rights = [account.close(right) if right.lease_id in crossing else right
+        against = [right.lease_id for right in model.rights if right.state == "open"
+                   and ((cap.scope.covers(right.purpose)
+                        and account.within(right.period, kind) is None)
+                        or cap.scope.splits(right.purpose))]  # fmt: skip
+        model.rights = [account.close(right) if right.lease_id in against else right
                         for right in model.rights]  # fmt: skip
 
     @staticmethod

@@ -19,9 +19,7 @@ def cap(hub):
 
 
 def invented(turn, pool=POOL):
-    return [
-        Want(pool=pool, task=f"t{turn}-{at}", demand_microusd=MOST) for at in range(MAX_WANTS)
-    ]
+    return [Want(pool=pool, task=f"t{turn}-{at}", demand_microusd=MOST) for at in range(MAX_WANTS)]
 
 
 def total(device):
