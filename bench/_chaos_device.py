@@ -19,7 +19,7 @@ import edge
 from edge.errors import EdgeError
 from edge_sync.agent.start import start
 
-PAUSE_S = 3.0
+PAUSE_S = 4.5
 
 
 class Work:

@@ -85,7 +85,7 @@ def test_keys_and_database_are_for_their_owner_alone(processes):
     folder, _ = processes
     hub = folder / "hub"
     files = [hub / "hub.yaml", hub / "hub.db", *(hub / "keys").iterdir()]
-    assert len(files) == 8
+    assert len(files) == 9
     assert {
         path.name: path.stat().st_mode & 0o77 for path in files if path.stat().st_mode & 0o77
     } == {}

@@ -91,7 +91,7 @@ def test_a_gateway_from_its_key_to_its_end(run, hub, provider, memory_path):
         rounds.step()
         (hold,) = [json.loads(one) for one in run("gateways holds --json")[1].splitlines()]
         assert (hold["device_id"], hold["lease_id"]) == (owner, lease_id)
-        assert hold["hold_id"] in run("gateways holds")[1]
+        assert hold["hold_id"][:8] in run("gateways holds")[1]
         assert "1 leases over $0.10" in run(f"gateways remove {POOL}")[2]
 
         code, out, err = run(f"gateways reconcile {hold['hold_id'][:8]} 0.00005")

@@ -114,7 +114,11 @@ class Rash(Gateway):
                 subject.commit()
             subject.begin([lambda book: book.hold(ask)])
 
-        return [*(lambda ask=ask: begun(ask) for ask in asks), subject.commit]
+        def admitted() -> None:
+            subject.begin([lambda book: book.fence("hub", 1)])
+            subject.commit()
+
+        return [admitted, *(lambda ask=ask: begun(ask) for ask in asks), subject.commit]
 
     def seen(self, subject: Register) -> Any:
         """Return the holds, within the transaction that is open."""
