@@ -215,7 +215,7 @@ class Asking:
                         raise self._lies("its answer has no end")
                 return answer.status_code, bytes(text)
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
+            reason = str(error).rstrip(".") or type(error).__name__
             raise GatewayUnreachable(
                 f"The gateway of pool {self._pool_id} at {self._url} does not answer: "
                 f"{reason[:MOST_TEXT]}."
