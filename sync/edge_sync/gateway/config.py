@@ -22,13 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge.errors import ConfigError
+from edge_sync.reading import read_yaml
 
 _LEAST_SECRET = 16
-_MAX_BYTES = 1_000_000
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 _Money = Annotated[int, Field(ge=0, le=10**12)]
 
@@ -124,23 +123,7 @@ def read_settings(path: Path) -> Settings:
         ConfigError: it cannot be read, or a setting is wrong; the setting is named.
 
     """
-    try:
-        with path.open("rb") as file:
-            given = yaml.safe_load(file.read(_MAX_BYTES))
-        settings = Settings.model_validate(given)
-    except OSError as error:
-        raise ConfigError(
-            f"The gateway's settings {path} cannot be read: {error.strerror}.",
-            hint="Name the file with --config.",
-        ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"The gateway's settings {path} are no YAML.") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part)[:40] for part in first["loc"]) or "the file"
-        raise ConfigError(
-            f"The gateway's settings {path} are wrong at {place}: {first['msg'][:200]}."
-        ) from error
+    settings = read_yaml(path, Settings, whose="gateway")
     return settings.model_copy(
         update={"register_path": str(path.resolve().parent / settings.register_path)}
     )

@@ -16,13 +16,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge.backends.gguf import check_gguf
 from edge.errors import ConfigError, LoadError
+from edge_sync.reading import read_yaml
 
-_MAX_BYTES = 1_000_000
 _TEMPLATE = "tokenizer.chat_template"
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -170,23 +169,7 @@ def read_settings(path: Path) -> Settings:
             there; the setting is named.
 
     """
-    try:
-        with path.open("rb") as file:
-            given = yaml.safe_load(file.read(_MAX_BYTES))
-        settings = Settings.model_validate(given)
-    except OSError as error:
-        raise ConfigError(
-            f"The pool's settings {path} cannot be read: {error.strerror}.",
-            hint="Name the file with --config.",
-        ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"The pool's settings {path} are no YAML.") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part)[:40] for part in first["loc"]) or "the file"
-        raise ConfigError(
-            f"The pool's settings {path} are wrong at {place}: {first['msg'][:200]}."
-        ) from error
+    settings = read_yaml(path, Settings, whose="pool")
     return _with_files(settings, path.resolve().parent) if settings.engine == "edge" else settings
 
 
