@@ -107,14 +107,14 @@ def make_hub(home, database):
         return make_code(hub, group=GROUP, uses=1_000, expires_s=3_600, who="test").text
 
 
-def assign(hub):
-    """Give the group a newer assignment and return its serial."""
+def assign(hub, group=GROUP):
+    """Give a group a newer assignment and return its serial."""
     return hub.change(
         "test",
         "assign",
-        about=GROUP,
+        about=group,
         detail={},
-        work=lambda c: assign_group(hub, c, hub.signing(c), group=GROUP, revision=0),
+        work=lambda c: assign_group(hub, c, hub.signing(c), group=group, revision=0),
     )
 
 

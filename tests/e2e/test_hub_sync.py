@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import func, select, update
 
 from edge_sync import keys
+from edge_sync.hub import fleet
 from edge_sync.hub.audit import verify
+from edge_sync.hub.enrolment import make_code
 from edge_sync.hub.home import Hub, raise_fact
 from edge_sync.hub.refusals import NOTED
 from edge_sync.hub.tokens_hmac import make_token
@@ -103,6 +105,23 @@ def test_a_waiting_device_is_woken_by_news(hub, device):
     time.sleep(0.3)
     assert not answers
     serial = assign(hub)
+    thread.join(20)
+    assert answers[0].status_code == 200
+    assert answers[0].headers["etag"].endswith(f'.{serial}"')
+
+
+def test_a_device_whose_group_has_no_policy_waits_too(hub, served):
+    fleet.add_group(hub, "empty", who="test")
+    code = make_code(hub, group="empty", uses=1, expires_s=3_600, who="test").text
+    device = Device([served.url])
+    device.enrol(code)
+    device.sync()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(device.policy(wait=60)))
+    thread.start()
+    time.sleep(0.3)
+    assert not answers
+    serial = assign(hub, "empty")
     thread.join(20)
     assert answers[0].status_code == 200
     assert answers[0].headers["etag"].endswith(f'.{serial}"')

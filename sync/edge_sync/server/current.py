@@ -121,6 +121,7 @@ class Current:
             known = view.devices.get(waiter.device_id)
             group = waiter.group if known is None else known.group
             gone = known is not None and known.status == "revoked"
-            moved = view.etag(waiter.device_id, group) != waiter.etag
+            offers = view.serial(waiter.device_id, group)
+            moved = offers and view.etag(waiter.device_id, group) != waiter.etag
             if (gone or moved) and not waiter.woken.done():
                 waiter.woken.set_result(True)
