@@ -189,11 +189,9 @@ class Agent:
         return True
 
     def _synced(self, done: Round, *, hungry: bool) -> float:
-        self._due = self._boot_s() + pauses.until_sync(
-            self._device.memory().next_sync_s, self._draw
-        )
-        in_vain = hungry and not done.granted
         next_s = self._device.memory().next_sync_s
+        self._due = self._boot_s() + pauses.until_sync(next_s, self._draw)
+        in_vain = hungry and not done.granted
         self._hungry_s = min(2 * self._hungry_s, next_s) if in_vain else _HUNGRY_S
         self._hungry_from = self._boot_s() + self._hungry_s
         self._note(syncs=self.status.syncs + 1)

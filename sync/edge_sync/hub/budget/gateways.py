@@ -146,7 +146,6 @@ def add(
     finally:
         asking.close()
     mirror.require_whole(hub)
-    write_private(secret_path(hub.keys, pool_id), secret.encode() + b"\n")
     now = hub.clock()
 
     def work(connection: Connection) -> Gateway:
@@ -160,6 +159,7 @@ def add(
             require_register(before, state)
             change = update(gateways).where(gateways.c.pool_id == pool_id)
             connection.execute(change.values(url=url, error=""))
+        write_private(secret_path(hub.keys, pool_id), secret.encode() + b"\n")
         return find(connection, pool_id)
 
     made = hub.change(who, "gateway.add", about=pool_id, detail={"url": url}, work=work)

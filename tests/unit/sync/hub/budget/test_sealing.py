@@ -230,8 +230,10 @@ def test_a_lost_register_gives_nothing_back(hub, gated, gateway, memory_path):
     gated.step()
     assert gated.money() == (1_000_000, 900_000, 100_000, 0)
     assert "lost or set back" in gated.row().error
+    gateways.secret_path(hub.keys, POOL).write_text("what it was before")
     with pytest.raises(ConfigError, match="lost or set back"):
         gateways.add(hub, POOL, url=URL, secret=SECRET, who="ann", transport=gateway.transport())
+    assert gateways.read_secret(hub.keys, POOL) == "what it was before"
     with pytest.raises(ConfigError, match=r"1 leases over \$0\.10"):
         gateways.remove(hub, POOL, who="ann")
     assert gateways.remove(hub, POOL, who="ann", strand=True) == 100_000
