@@ -27,7 +27,7 @@ Asked: TypeAlias = tuple[str, str, Mapping[str, object]]
 """Task, text and context."""
 
 MOST_CHARS = 200
-_PAUSE_S = 0.02
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
 class Answer(Protocol):
@@ -79,17 +79,19 @@ class Repeating:
         """
         check_key(key)
         task, digest, trace_id = asked[0], _digest(self._pack, *asked[1:]), uuid.uuid4().hex
+        pause_s = _FIRST_PAUSE_S
         while True:
             repeat = self._book.repeats.begin(
                 key, task=task, input_sha256=digest, trace_id=trace_id
             )
             if repeat.state != "running":
                 break
-            self._sleep(_PAUSE_S)
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         if repeat.result is None:
             return self._allowed(self._run(key, repeat, answer))
         queued = self._book.queue.of_trace(repeat.trace_id)
-        ended = queued is not None and queued.state not in {"waiting", "claimed"}
+        ended = queued is not None and queued.is_over
         found = self._result_of(queued) if queued and ended else result_from(repeat.result)
         return self._allowed(found)
 

@@ -357,7 +357,7 @@ def _spending(ground: Ground, pack: Pack, models: LocalModels) -> Spending:
         pack.budget,
         pack.pools,
         labels=models.labels,
-        outlay=lambda: ground.book.ledger.spent_microusd() + ground.book.ledger.held_microusd(),
+        outlay=lambda: ground.book.ledger.outlay_microusd(),  # noqa: PLW0108 - a limit swaps it
     )
 
 

@@ -9,7 +9,6 @@ state folder any one takes a result. What the fleet has stopped since is not giv
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -93,6 +92,8 @@ class Upgrades:
 
     async def stream(self, *, poll_s: float, follow: bool) -> AsyncGenerator[Result, None]:
         """Yield results; each is taken once the next one is asked for."""
+        import asyncio
+
         while True:
             ended = await asyncio.to_thread(self.waiting)
             for task, result in ended:
@@ -110,7 +111,7 @@ class Upgrades:
         while True:
             self._queue.expire()
             task, standing = self._queue.find(task_id), self._standing()
-            if is_over(task) and _may_leave(task, standing):
+            if task.is_over and _may_leave(task, standing):
                 self._queue.take(task)
                 return result_of(task, standing)
             left_s = until - self._clock()
@@ -138,16 +139,11 @@ def raise_first(failed: Failed) -> None:
         raise error
 
 
-def is_over(task: QueuedTask) -> bool:
-    """Whether nothing more is to come of a task by itself."""
-    return task.state not in {"waiting", "claimed"}
-
-
 def result_of(task: QueuedTask, standing: Standing) -> Result:
     """Return what is known of a queued task as a result: its answer, or why there is none."""
     found = task.result or {}
     value, reasons = _outcome(task, standing)
-    waits = not is_over(task)
+    waits = not task.is_over
     if waits:
         route = Route.DEFERRED
     else:

@@ -129,7 +129,7 @@ def _why(entry: QueuedTask) -> str:
 
 def _left(entry: QueuedTask, now: float) -> str:
     """Return how long an answer is still of use, in its two largest units; a dash for ever."""
-    if entry.answer_by is None or entry.state not in {"waiting", "claimed"}:
+    if entry.answer_by is None or entry.is_over:
         return "-"
     left_s = max(0, int(entry.answer_by - now))
     for unit_s, unit, below_s, below in _UNITS:

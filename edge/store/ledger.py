@@ -268,6 +268,10 @@ class Ledger(Holdings):
         """Return what is set aside in this period: reserved, sent and unclear."""
         return self._now_sums()[1]
 
+    def outlay_microusd(self) -> int:
+        """Return what is spent and set aside in this period."""
+        return sum(self._now_sums())
+
     def remaining_microusd(self) -> int:
         """Return what may still be reserved in this period; 0 without a cap or a lease."""
         return self.leftover().remaining_microusd
@@ -295,7 +299,7 @@ class Ledger(Holdings):
 
     @staticmethod
     def _ended(connection: sqlite3.Connection, hold: Hold, end_lease: str) -> None:
-        """Drop the request of a hold that has its outcome."""
+        """Drop the request of a hold with an outcome; end its lease where the gateway said so."""
         connection.execute("DELETE FROM requests WHERE hold_id = ?", (hold.id,))
         if end_lease:
             rights.end(connection, hold.lease_id, why=end_lease)

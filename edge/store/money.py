@@ -134,7 +134,9 @@ def _schedule_queue(tables: sqlite_utils.Database) -> None:
         tables.execute(f"ALTER TABLE queued ADD COLUMN {column}")
     # Apps read what has ended so far by its id.
     tables.execute("UPDATE queued SET told = 1 WHERE state IN ('done', 'failed')")
-    tables.execute("CREATE INDEX queued_untold ON queued (state, seq) WHERE told = 0")
+    tables.execute(
+        "CREATE INDEX queued_untold ON queued (state, seq) WHERE told = 0 AND reason <> 'audit'"
+    )
     tables.execute(
         "CREATE INDEX queued_answer_by ON queued (answer_by) WHERE state IN ('waiting', 'claimed')"
     )
@@ -153,6 +155,7 @@ def _schedule_queue(tables: sqlite_utils.Database) -> None:
     needed = set(repeats) - {"seq", "owner", "result"}
     made = tables.create_table("repeats", repeats, pk="seq", not_null=needed, strict=True)
     made.create_index(["key"], unique=True)
+    made.create_index(["at"])
     tables.execute("CREATE INDEX repeats_owner ON repeats (owner) WHERE owner IS NOT NULL")
 
 

@@ -10,7 +10,7 @@ from edge.store.money import MoneyFile
 from edge.store.queued import AUDIT, SELECT, STATES, QueuedTask, Tasks, TaskState, task_of
 
 UNTOLD = (
-    "WHERE told = 0 AND state IN ('done', 'failed', 'expired', 'cancelled') AND reason <> ? "
+    "WHERE told = 0 AND state IN ('done', 'failed', 'expired', 'cancelled') AND reason <> 'audit' "
     "AND (? IS NULL OR json_extract(payload, '$.pack') = ?) ORDER BY seq"
 )
 
@@ -59,7 +59,7 @@ class QueueView:
             pack: only those of this pack.
 
         """
-        return self._select(UNTOLD, AUDIT, pack, pack)
+        return self._select(UNTOLD, pack, pack)
 
     def resolve(self, beginning: str) -> str:
         """Return the id of the one task whose id begins so.

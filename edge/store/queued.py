@@ -84,6 +84,11 @@ class QueuedTask:
     told: bool
     cost_microusd: int
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come of it by itself."""
+        return self.state not in {"waiting", "claimed"}
+
 
 Tasks: TypeAlias = list[QueuedTask]
 
