@@ -45,10 +45,6 @@ class Register:
             after = page[-1]["seq"]
         return list(found.values())
 
-    def totals(self) -> dict[str, Any]:
-        """Return epoch and totals."""
-        return self._get("state", limit=1)
-
     def reconcile(self, hold: str, actual_microusd: int) -> None:
         """Say what an unclear hold came to."""
         body = {"hold_id": hold, "actual_microusd": actual_microusd}

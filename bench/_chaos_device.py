@@ -3,7 +3,7 @@
     python _chaos_device.py PACK STATE HUB_URLS THREADS
 
 Commands on stdin, one a line, each answered with one line of JSON: ``rest`` (ask no more, go on
-draining), ``told`` (how things stand), ``end``.
+draining) and ``told`` (how things stand).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import edge
@@ -29,33 +30,22 @@ class Work:
         self.runtime = runtime
         self.resting = threading.Event()
         self.ended = threading.Event()
-        self.routes: dict[str, int] = {}
-        self.lock = threading.Lock()
 
     def ask(self, seed: int) -> None:
         """Ask until it is time to rest."""
         rng = random.Random(seed)  # noqa: S311 - no secret
         while not self.resting.is_set():
             text = f"please confirm order {rng.getrandbits(64):x} {'very ' * rng.randrange(8)}soon"
-            try:
-                self.count(str(self.runtime.run("reply", text).route))
-            except EdgeError as error:
-                self.count(type(error).__name__)
+            with suppress(EdgeError):  # the books are compared in the end
+                self.runtime.run("reply", text)
             time.sleep(PAUSE_S * (0.5 + rng.random()))
 
     def drain(self) -> None:
         """Drain until the end."""
         while not self.ended.is_set():
-            try:
+            with suppress(EdgeError):
                 self.runtime.drain(limit=50)
-            except EdgeError as error:
-                self.count(f"drain: {type(error).__name__}")
             time.sleep(0.3)
-
-    def count(self, name: str) -> None:
-        """Count an outcome."""
-        with self.lock:
-            self.routes[name] = self.routes.get(name, 0) + 1
 
 
 def main(pack: str, state: str, hubs: str, threads: str) -> None:
@@ -75,13 +65,9 @@ def main(pack: str, state: str, hubs: str, threads: str) -> None:
             command = line.strip()
             if command == "rest":
                 work.resting.set()
-            if command == "end":
-                break
             told = {
-                "routes": dict(work.routes),
                 "queue": runtime.book.queue.counts(),
                 "syncs": agent.status.syncs,
-                "error": str(agent.status.error or ""),
                 "asking": sum(thread.is_alive() for thread in asking),
             }
             print(json.dumps(told), flush=True)

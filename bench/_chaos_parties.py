@@ -69,7 +69,6 @@ class Party:
     Attributes:
         command: arguments after the interpreter.
         log: what it says on stderr.
-        kills: how often it was killed.
 
     """
 
@@ -77,7 +76,6 @@ class Party:
     command: list[str]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
-    kills: int = 0
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -97,7 +95,6 @@ class Party:
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
-            self.kills += 1
 
     def end(self) -> None:
         """End it for good."""

@@ -83,6 +83,8 @@ def cloned(folder: Path, stack: ExitStack, *, seconds: float, seed: int) -> Iter
         copy.say("told")  # once it is ready
     time.sleep(seconds)
     spent = fleet.provider.bill.total - before
+    if not spent:
+        raise SystemExit("The copies spent nothing, so they show nothing.")
     yield Row("leases that the copied disk held", len(held), "")
     yield at_most(
         "spent by ten copies, against one lease",
