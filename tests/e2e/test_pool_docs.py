@@ -65,4 +65,5 @@ def test_the_pools_settings_are_taken(body, tmp_path):
 def test_the_pool_listens_where_the_gateway_asks(tmp_path):
     ports = {yaml.safe_load(body).get("listen") for body in shown("pool.yaml")} - {None}
     urls = [yaml.safe_load(body)["base_url"] for body in shown("upstream")]
+    assert ports
     assert all(f"http://{listen}/v1" in urls for listen in ports)

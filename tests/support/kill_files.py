@@ -42,10 +42,10 @@ class Outside(Scenario):
         caps = [Cap(Scope(), "month", 5), Cap(Scope(group="kiosks"), "day", 3)]
         return [
             noted(epoch=1),
-            lambda: outside.keep_caps(subject, caps[:1]),
+            noted(caps=tuple(caps[:1])),
             noted(gateways=(GATE,)),
             *(lambda at=at: outside.raise_granted(subject, at) for at in range(1, 6)),
-            lambda: outside.keep_caps(subject, caps),
+            noted(caps=tuple(caps)),
             noted(epoch=2, recovering=True),
             noted(recovering=False),
             lambda: outside.raise_granted(subject, 6),

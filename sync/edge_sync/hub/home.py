@@ -57,6 +57,7 @@ class Settings(BaseModel):
         models: folder of the model files, likewise.
         sync_every_s: how often devices sync where nothing happens, 1 to 86400.
         alerts: where alerts of budgets go.
+        money: how careful the hub is with it.
 
     """
 

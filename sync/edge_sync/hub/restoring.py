@@ -21,7 +21,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
-from edge.errors import ConfigError, InputError, StoreError
+from edge.errors import ConfigError, InputError
 from edge_sync.hub import audit
 from edge_sync.hub.budget import mirror, outside, recovery
 from edge_sync.hub.home import Hub, newest_metadata, raise_fact, read_fact
@@ -199,7 +199,7 @@ def _held(connection: Connection) -> Held:
     return Held(hashlib.sha256(bytes(body)).hexdigest(), **values)
 
 
-def _no_backup(path: Path) -> StoreError | InputError:
+def _no_backup(path: Path) -> InputError:
     return InputError(
         f"{path} is no whole backup of a hub.", hint="Name a file that `edge-hub backup` wrote."
     )

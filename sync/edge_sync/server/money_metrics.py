@@ -57,7 +57,7 @@ class MoneyMetrics:
 
     def read(self, connection: Connection, *, now: float) -> None:
         """Read all values; ``now`` in seconds since the epoch."""
-        found = standing.read(connection, now=now)
+        found = standing.read(connection, now=now, unmet=False)
         for family in (self._dollars, self._leases, self._answered, self._silent):
             family.clear()
         for cap in found.caps:

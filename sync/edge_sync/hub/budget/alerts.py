@@ -70,7 +70,7 @@ def check(hub: Hub) -> list[Alert]:
 
 
 def _moved(connection: Connection, now: float) -> list[CapStanding]:
-    caps = standing.read(connection, now=now).caps
+    caps = standing.read(connection, now=now, unmet=False).caps
     return [cap for cap in caps if told_level(cap) != cap.alerted]
 
 

@@ -228,8 +228,8 @@ def remove(hub: Hub, pool_id: str, *, who: str, strand: bool = False) -> int:
         detail=lambda total: {"written_off_microusd": total},
         work=work,
     )
-    mirror.write(hub)
     secret_path(hub.keys, pool_id).unlink(missing_ok=True)
+    mirror.write(hub)
     return gone
 
 
@@ -264,7 +264,7 @@ def put(connection: Connection, gate: Gate, *, who: str, now: float, epoch: int 
             rows_after=0,
             totals="{}",
             error="",
-            added_by=who,
+            added_by=who[:64],
             added_at=now,
         )
     )

@@ -137,7 +137,9 @@ class Granting:
     ) -> LeaseKey | None:
         """Return the key to sign with, where the books are whole; else a person is told why."""
         known = caps.key_name(connection)
-        if known is None or not may_grant(connection):  # there is no cap, or it was told already
+        if known is None or not may_grant(
+            connection
+        ):  # a hub of an older version without caps, or it was told already
             return None
         key, reason = self._lease_key, ""
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,17 +136,6 @@ def read(keys: Path) -> Outside:
         ) from error
 
 
-def keep(keys: Path, outside: Outside) -> Outside:
-    """Write the file and return what it holds now: its numbers never fall.
-
-    Raises:
-        ConfigError: what is there cannot be read.
-        StoreError: it cannot be written.
-
-    """
-    return change(keys, lambda _before: outside)
-
-
 def change(keys: Path, step: Callable[[Outside], Outside]) -> Outside:
     """Write what a step makes of the file, and return it; nobody else changes it meanwhile.
 
@@ -173,18 +162,6 @@ def raise_granted(keys: Path, granted: int) -> None:
 
     """
     change(keys, lambda before: replace(before, granted=max(before.granted, granted)))
-
-
-def keep_caps(keys: Path, caps: Iterable[Cap]) -> None:
-    """Note the caps in force.
-
-    Raises:
-        ConfigError: what is there cannot be read.
-        StoreError: it cannot be written.
-
-    """
-    whole = tuple(caps)
-    change(keys, lambda before: replace(before, caps=whole))
 
 
 def _put(keys: Path, before: Outside, outside: Outside) -> Outside:

@@ -147,13 +147,16 @@ class Standing:
         return asdict(self)
 
 
-def read(connection: Connection, *, now: float, paces: Paces | None = None) -> Standing:
+def read(
+    connection: Connection, *, now: float, paces: Paces | None = None, unmet: bool = True
+) -> Standing:
     """Return how the money stands.
 
     Args:
         connection: to read with.
         now: seconds since the epoch.
         paces: how fast money went lately, for forecasts; without it they are not made.
+        unmet: look also for what devices ask for in vain.
 
     """
     rows = _caps(connection, now)
@@ -171,7 +174,7 @@ def read(connection: Connection, *, now: float, paces: Paces | None = None) -> S
         recovering=bool(recovering),
         caps=tuple(sorted(found, key=_order)),
         pools=tuple(pools.values()),
-        unmet=read_unmet(connection, now=now, epoch=epoch or 1) if found else (),
+        unmet=read_unmet(connection, now=now, epoch=epoch or 1) if unmet and found else (),
     )
 
 

@@ -66,7 +66,7 @@ def test_vllm_takes_a_name_and_needs_no_file(tmp_path):
     [
         ("{cpus: 2}", "2 CPU each need 4"),
         ("{gpus: 1}", "this machine has 0"),
-        ("{custom: {x: 1}}", "x"),
+        ("{custom: {x: 1}}", "1 x each need 2"),
     ],
 )
 def test_a_machine_too_small_is_told(tmp_path, resources, told):

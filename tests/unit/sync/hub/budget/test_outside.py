@@ -14,18 +14,26 @@ GATES = (Gate("a", "http://a", "gateway"),)
 WHOLE = Outside(3, 17, recovering=True, caps=CAPS, gateways=GATES, changes=5)
 
 
+def keep(keys, whole):
+    return outside.change(keys, lambda _before: whole)
+
+
+def keep_caps(keys, caps):
+    outside.change(keys, lambda before: replace(before, caps=tuple(caps)))
+
+
 def test_a_folder_without_a_file_holds_nothing(memory_path):
     assert outside.read(memory_path) == Outside()
 
 
 def test_what_is_kept_is_read_again_and_is_its_owners_alone(memory_path):
-    assert outside.keep(memory_path, WHOLE) == outside.read(memory_path) == WHOLE
+    assert keep(memory_path, WHOLE) == outside.read(memory_path) == WHOLE
     assert (memory_path / outside.NAME).stat().st_mode & 0o777 == 0o600
 
 
 def test_its_numbers_never_fall(memory_path):
-    outside.keep(memory_path, WHOLE)
-    kept = outside.keep(memory_path, Outside(epoch=1, granted=40))
+    keep(memory_path, WHOLE)
+    kept = keep(memory_path, Outside(epoch=1, granted=40))
     assert (kept.epoch, kept.granted, kept.caps, kept.changes) == (3, 40, (), 5)
     outside.raise_granted(memory_path, 12)
     assert outside.read(memory_path).granted == 40
@@ -34,9 +42,9 @@ def test_its_numbers_never_fall(memory_path):
 
 
 def test_caps_are_kept_in_one_order(memory_path):
-    outside.keep_caps(memory_path, reversed(CAPS))
+    keep_caps(memory_path, reversed(CAPS))
     before = (memory_path / outside.NAME).read_bytes()
-    outside.keep_caps(memory_path, CAPS)
+    keep_caps(memory_path, CAPS)
     assert (memory_path / outside.NAME).read_bytes() == before
 
 
@@ -81,7 +89,7 @@ def test_what_the_hub_did_not_write_is_refused_and_left_alone(memory_path, text)
 
 
 def test_a_step_that_fails_leaves_the_file(memory_path):
-    outside.keep(memory_path, WHOLE)
+    keep(memory_path, WHOLE)
 
     def fail(_before):
         raise StoreError("no database")
